@@ -1,0 +1,1 @@
+"""Benchmarks of this loader beside the stock one: ``python -m bench cpu``."""

@@ -1,0 +1,139 @@
+"""The files the benchmarks and the demo load: made once, kept under ``.cache/models``.
+
+The checkpoint has the architecture of Qwen2.5-1.5B (28 layers, tied embeddings, 338 tensors in 4
+shards) and is written by transformers' own ``save_pretrained``; other sizes scale every width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "models"
+FULL_GB = 3.09  # what sixteen steps of width weigh: Qwen2.5-1.5B in bfloat16
+FULL_STEPS = 16
+SHARDS = 4
+TILE_ELEMENTS = 16 << 20  # 32 MB of bfloat16
+SMALL_TENSORS = 5_000
+
+
+def checkpoint(size_gb: float = FULL_GB) -> Path:
+    """Gives the folder of a sharded checkpoint of about ``size_gb``, made on first use.
+
+    Args:
+        size_gb: The wished size in GB (1e9 bytes); widths move in steps, so the result is near it.
+
+    Returns:
+        A folder holding config.json, the shards and model.safetensors.index.json.
+    """
+    steps = max(1, round(FULL_STEPS * math.sqrt(size_gb / FULL_GB)))
+    return _made_once(f"qwen2-{96 * steps}", lambda folder: _save_qwen2(folder, steps))
+
+
+def small_tensors(count: int = SMALL_TENSORS) -> Path:
+    """Gives one file of ``count`` tensors of 32 to 256 bytes, made on first use."""
+    folder = _made_once(f"small-{count}", lambda folder: _save_small(folder, count))
+    return folder / "model.safetensors"
+
+
+def shards(folder: Path) -> list[Path]:
+    """Lists the safetensors files of a checkpoint folder in order."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _made_once(name: str, make: Callable[[Path], None]) -> Path:
+    target = CACHE / name
+    if not target.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(dir=CACHE, prefix=f".{name}-"))
+        try:
+            make(making)
+            making.chmod(0o755)
+            for file in making.iterdir():
+                file.chmod(0o644)  # safetensors writes 0600
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())  # a dirty page cannot be evicted for a cold run
+            making.rename(target)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    return target
+
+
+def _save_qwen2(folder: Path, steps: int) -> None:
+    import torch  # noqa: PLC0415  (heavy; not needed once the files exist)
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415
+
+    config = Qwen2Config(
+        hidden_size=96 * steps,
+        intermediate_size=560 * steps,
+        vocab_size=9496 * steps,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    total = sum(parameter.nbytes for parameter in model.parameters())
+    largest_weight = 2 * config.hidden_size * config.intermediate_size
+    print(f"making a {total / 1e9:.2f} GB checkpoint in {CACHE} (once)", flush=True)
+    model.to_empty(device="cpu")
+    _fill(list(model.parameters()))
+    model.tie_weights()
+    # Every shard but the last is within one weight of the limit, hence exactly SHARDS of them.
+    model.save_pretrained(folder, max_shard_size=total // SHARDS + largest_weight)
+
+
+def _fill(parameters: list[torch.nn.Parameter]) -> None:
+    """Fills the parameters from one seeded tile, each continuing where the last one ended."""
+    import torch  # noqa: PLC0415
+
+    seed = torch.Generator().manual_seed(0)
+    tile = torch.empty(TILE_ELEMENTS, dtype=torch.bfloat16).normal_(0, 0.02, generator=seed)
+    position = 0
+    for parameter in parameters:
+        for piece in parameter.detach().view(-1).split(TILE_ELEMENTS):
+            head = min(TILE_ELEMENTS - position, piece.numel())
+            piece[:head] = tile[position : position + head]
+            piece[head:] = tile[: piece.numel() - head]
+            position = (position + piece.numel()) % TILE_ELEMENTS
+
+
+def _save_small(folder: Path, count: int) -> None:
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    print(f"making a file of {count:,} small tensors in {CACHE} (once)", flush=True)
+    seed = torch.Generator().manual_seed(0)
+    shapes = [(16,), (8, 8), (4, 8), (2, 3, 4)]
+    dtypes = [torch.bfloat16, torch.float32]
+    tensors = {
+        f"layers.{i // 8}.experts.{i % 8}.scale": torch.randn(shapes[i % 4], generator=seed).to(
+            dtypes[i // 4 % 2]
+        )
+        for i in range(count)
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def main() -> None:
+    """Makes a checkpoint and the small-tensor file, and prints where they are."""
+    parser = argparse.ArgumentParser(prog="python -m bench.models", description=__doc__)
+    parser.add_argument("--size", type=float, default=FULL_GB, metavar="GB", help="default 3.09")
+    size_gb = parser.parse_args().size
+    for file in [*shards(checkpoint(size_gb)), small_tensors()]:
+        print(f"{file.stat().st_size:>13,} B  {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""All shards of a checkpoint in one plan: `load_checkpoint` and `stream`."""
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import TYPE_CHECKING, Literal
+
+from safetensors_streaming import _native
+from safetensors_streaming._upstream import BACKENDS, calls, plain_device
+
+if TYPE_CHECKING:
+    import torch
+
+Path = str | PathLike[str]
+CachePolicy = Literal["auto", "keep", "bypass"]
+Progress = Callable[[int, int], object]
+
+
+def load_checkpoint(  # noqa: PLR0913 - independent keywords
+    path: Path | Sequence[Path],
+    device: object = "cpu",
+    *,
+    filter: Callable[[str], object] | None = None,  # noqa: A002 - the term of the field
+    backend: str = "mmap",
+    cache: CachePolicy = "auto",
+    progress: Progress | bool | None = None,
+) -> dict[str, "torch.Tensor"]:
+    """Load the tensors of all shards of a checkpoint.
+
+    Every header is read and checked before the first weight byte: a missing shard, a name in two
+    shards, or an index that disagrees with the headers is told by name.
+
+    Args:
+        path: A file, a folder, a `model.safetensors.index.json`, a glob pattern, or several files.
+        device: The CPU.
+        filter: Called with each name; only tensors for which it is true are loaded.
+        backend: "mmap" maps the files, "pread" reads them into memory that the tensors own.
+        cache: For "pread": "keep" reads through the page cache, "bypass" past it, "auto" past it
+            while the disk is fast or the checkpoint larger than half of the memory available.
+        progress: Called with the bytes done and the bytes in all, or True for a progress bar.
+
+    Returns:
+        The tensors by name, in the order of shards and files.
+
+    Raises:
+        SafetensorError: A file is not a valid safetensors file, or names disagree.
+        OSError: A file is missing or cannot be read.
+        ValueError: An argument is not among those named here.
+    """
+    _check(device, backend)
+    paths = _paths(path)
+    calls.serve("load_checkpoint")
+    with _progress_bar(progress) as tell:
+        return _native.load_checkpoint(paths, backend, cache, filter, tell)
+
+
+def stream(
+    path: Path | Sequence[Path],
+    device: object = "cpu",
+    *,
+    filter: Callable[[str], object] | None = None,  # noqa: A002 - the term of the field
+    backend: str = "pread",
+    cache: CachePolicy = "auto",
+) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Yield each tensor of a checkpoint as it arrives.
+
+    Reading goes on in the background, at most 256 MiB (or one tensor) ahead of what was taken.
+    Closing the iterator early stops it and frees what was not taken.
+
+    Args:
+        path: As for `load_checkpoint`.
+        device: The CPU.
+        filter: Called with each name; only tensors for which it is true are read.
+        backend: "pread" reads into memory that the tensors own, "mmap" maps the files.
+        cache: As for `load_checkpoint`.
+
+    Yields:
+        Name and tensor, in the order of arrival.
+
+    Raises:
+        SafetensorError: A file is not a valid safetensors file, or names disagree.
+        OSError: A file is missing or cannot be read.
+        ValueError: An argument is not among those named here.
+    """
+    _check(device, backend)
+    paths = _paths(path)
+    calls.serve("stream")
+    if backend == "mmap":
+        return iter(_native.load_checkpoint(paths, backend, cache, filter, None).items())
+    return _closing(_native.Stream(paths, cache, filter))
+
+
+def _closing(native: _native.Stream) -> Iterator[tuple[str, "torch.Tensor"]]:
+    try:
+        yield from native
+    finally:
+        native.close()
+
+
+def _check(device: object, backend: str) -> None:
+    if plain_device(device) != "cpu":
+        raise ValueError(f"device {device!r} is not supported here (expected 'cpu')")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is invalid (expected one of: 'mmap', 'pread')")
+
+
+def _paths(path: Path | Sequence[Path]) -> list[str]:
+    """The files that a path, a pattern or a list of paths names."""
+    if isinstance(path, str | PathLike):
+        text = os.fspath(path)
+        if os.path.lexists(text) or not glob.has_magic(text):
+            return [text]
+        found = sorted(glob.glob(text, recursive=True))
+        if not found:
+            raise FileNotFoundError(f"No such file or directory: {text}")
+        return found
+    paths = [os.fspath(item) for item in path]
+    if not paths:
+        raise ValueError("no files were named")
+    return paths
+
+
+@contextmanager
+def _progress_bar(progress: Progress | bool | None) -> Iterator[Progress | None]:  # noqa: FBT001
+    """The callback itself, or one that moves a bar."""
+    if not isinstance(progress, bool):
+        yield progress
+    elif progress:
+        from tqdm.auto import tqdm  # noqa: PLC0415 - only who wants a bar pays for its import
+
+        with tqdm(unit="B", unit_scale=True, desc="loading") as bar:
+
+            def tell(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield tell
+    else:
+        yield None

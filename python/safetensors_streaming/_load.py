@@ -1,0 +1,65 @@
+"""`load_file` and `load`, with upstream's signatures."""
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+from safetensors_streaming import _native
+from safetensors_streaming._upstream import (
+    calls,
+    open_upstream,
+    plain_device,
+    reason_to_delegate,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_file(
+    filename: str | PathLike[str],
+    device: object = "cpu",
+    *,
+    backend: str = "mmap",
+) -> dict[str, "torch.Tensor"]:
+    """Load all tensors of a file.
+
+    Args:
+        filename: The file, a str or PathLike.
+        device: "cpu" (also None, torch.device("cpu")); other devices are handed to upstream.
+        backend: "mmap" maps the file and copies nothing; a file that is not in the page cache is
+            read into it in the background. "pread" reads into memory that the tensors own.
+
+    Returns:
+        The tensors by name, in the order of the file.
+
+    Raises:
+        SafetensorError: The file is not a valid safetensors file.
+        OSError: The file cannot be opened or read.
+    """
+    device = plain_device(device)
+    reason = reason_to_delegate("pt", device, backend)
+    if reason is None:
+        calls.serve("load_file")
+        return _native.load_file(filename, backend)
+    calls.delegate(reason)
+    with open_upstream(filename, "pt", device, backend) as handle:
+        if hasattr(handle, "get_tensors"):
+            tensors: dict[str, torch.Tensor] = handle.get_tensors()
+            return tensors
+        return {name: handle.get_tensor(name) for name in handle.offset_keys()}
+
+
+def load(data: bytes) -> dict[str, "torch.Tensor"]:
+    """Load all tensors of a file's bytes, each into memory of its own, on the CPU.
+
+    Args:
+        data: The content of a safetensors file; exactly bytes, as upstream asks.
+
+    Returns:
+        The tensors by name, in the order of the file.
+
+    Raises:
+        SafetensorError: The bytes are not a valid safetensors file.
+    """
+    calls.serve("load")
+    return _native.load_bytes(data)

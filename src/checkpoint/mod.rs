@@ -1,0 +1,290 @@
+//! What a caller opens: one file, or the shards of a checkpoint, their headers checked before any
+//! weight byte moves.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(crate) mod engine;
+pub(crate) mod location;
+
+pub(crate) use engine::{Options, run};
+pub(crate) use location::Location;
+
+use crate::device::{HostBuffer, HostDevice, Mapping};
+use crate::error::{Error, Result};
+use crate::format::header::{LENGTH_BYTES, header_bytes};
+use crate::format::index::Index;
+use crate::format::sniff::{SNIFF_BYTES, hint};
+use crate::format::Header;
+use crate::pipeline::Caller;
+use crate::plan::Wanted;
+use crate::reader::ahead::read_ahead;
+use crate::reader::choice::is_mostly_cached;
+use crate::source::file::Identity;
+use crate::source::{LocalFile, Source, read_full};
+use crate::tensor::{Memory, Tensor};
+
+/// Upstream's first words on a bad header of a file.
+pub(crate) const FILE_WORDS: &str = "Error while deserializing header";
+
+/// Where a shard's tensors come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Storage {
+    /// A mapping of the whole file; no descriptor is kept.
+    Mapped(Arc<Mapping>, Identity),
+    /// A source that the engine reads.
+    Engine(Arc<dyn Source>),
+}
+
+/// One safetensors file, its header checked.
+#[derive(Debug)]
+pub(crate) struct Shard {
+    /// Its path, for messages.
+    pub(crate) path: PathBuf,
+    /// Its table.
+    pub(crate) header: Header,
+    /// Its bytes.
+    pub(crate) storage: Storage,
+}
+
+impl Shard {
+    /// Opens a file to be mapped.
+    pub(crate) fn open_mapped(path: &Path) -> Result<Self> {
+        let file = LocalFile::open(path)?;
+        let header = read_header(&file, FILE_WORDS)?;
+        let mapping = Mapping::new(file.buffered(), file.len());
+        let mapping = Arc::new(mapping.map_err(|error| Error::io(path, error))?);
+        let storage = Storage::Mapped(mapping, file.identity());
+        Ok(Self { path: path.to_owned(), header, storage })
+    }
+
+    /// Takes a source to be read by the engine; `words` begin the message on a bad header.
+    pub(crate) fn of_source(source: Arc<dyn Source>, words: &str) -> Result<Self> {
+        let header = read_header(source.as_ref(), words)?;
+        Ok(Self { path: source.path().to_owned(), header, storage: Storage::Engine(source) })
+    }
+
+    /// One tensor, or some of its rows (places in its first dimension) through the engine.
+    pub(crate) fn tensor(
+        &self,
+        index: usize,
+        rows: Option<Range<u64>>,
+        options: &Options,
+        caller: &mut dyn Caller,
+    ) -> Result<Tensor> {
+        let info = self.header.tensor(index).ok_or_else(|| missing(&index.to_string()))?;
+        let mut shape = info.shape.to_vec();
+        let source = match &self.storage {
+            Storage::Mapped(mapping, _) => {
+                let offset = usize::try_from(info.begin).unwrap_or(usize::MAX);
+                let memory = Memory::Mapped(Arc::clone(mapping), offset);
+                return Ok(Tensor { memory, dtype: info.dtype, shape });
+            }
+            Storage::Engine(source) => Arc::clone(source),
+        };
+        let mut wanted = Wanted { shard: 0, begin: info.begin, end: info.end };
+        if let (Some(rows), Some(first)) = (rows, shape.first_mut()) {
+            let row_bytes = wanted.bytes() / (*first).max(1);
+            wanted.end = wanted.begin + rows.end * row_bytes;
+            wanted.begin += rows.start * row_bytes;
+            *first = rows.end - rows.start;
+        }
+        let mut single = Single { caller, buffer: None };
+        let name = info.name;
+        run(Arc::from([source]), vec![wanted], options, &mut HostDevice::new(), &mut single)
+            .map_err(|error| error.named(|_| name.to_owned()))?;
+        let buffer = single.buffer.ok_or_else(|| Error::Internal("no tensor came".to_owned()))?;
+        Ok(Tensor { memory: Memory::Owned(buffer), dtype: info.dtype, shape })
+    }
+
+    /// The place of a name, or upstream's error.
+    pub(crate) fn find(&self, name: &str) -> Result<usize> {
+        self.header.find(name).ok_or_else(|| missing(name))
+    }
+
+    /// Starts the background read of a mapped file that is not in the page cache. The file is
+    /// opened by its name again; if that is another file by now, nothing is read.
+    pub(crate) fn read_ahead_if_cold(&self) {
+        let Storage::Mapped(mapping, identity) = &self.storage else { return };
+        if let Ok(file) = LocalFile::open(&self.path) {
+            if file.identity() == *identity && !is_mostly_cached(&file) {
+                read_ahead(file, mapping);
+            }
+        }
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::Request(format!("File does not contain tensor {name}"))
+}
+
+/// Keeps the one buffer of a load of one tensor.
+struct Single<'caller> {
+    caller: &'caller mut dyn Caller,
+    buffer: Option<HostBuffer>,
+}
+
+impl Caller for Single<'_> {
+    fn deliver(&mut self, _target: usize, buffer: HostBuffer) -> Result<()> {
+        self.buffer = Some(buffer);
+        Ok(())
+    }
+
+    fn check(&mut self, bytes_done: u64) -> Result<()> {
+        self.caller.check(bytes_done)
+    }
+}
+
+/// Reads and checks a header. The first read is large enough for the headers of small files, and
+/// small enough to be nothing beside a system call.
+fn read_header(source: &dyn Source, words: &str) -> Result<Header> {
+    const FIRST_BYTES: usize = 16 << 10;
+    let read = |offset: u64, target: &mut [u8]| {
+        read_full(source, offset, target).map_err(|error| Error::io(source.path(), error))
+    };
+    let file_bytes = source.len();
+    let mut first = vec![0; FIRST_BYTES.min(usize::try_from(file_bytes).unwrap_or(FIRST_BYTES))];
+    let count = read(0, &mut first)?;
+    first.truncate(count);
+    let refuse = |fault| {
+        let start = &first[..first.len().min(SNIFF_BYTES)];
+        let hint = hint(start, file_bytes, &fault);
+        let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+        Error::Format(format!("{words}: {fault}; {}{hint}", source.path().display()))
+    };
+    let length = header_bytes(&first, file_bytes).map_err(&refuse)?;
+    let (start, length) = (LENGTH_BYTES as usize, length as usize);
+    if let Some(header) = first.get(start..start + length) {
+        return Header::parse(header, file_bytes).map_err(&refuse);
+    }
+    let mut header = vec![0; length];
+    let known = &first[start..];
+    header[..known.len()].copy_from_slice(known);
+    let rest = length - known.len();
+    let count = read(first.len() as u64, &mut header[known.len()..])?;
+    if count < rest {
+        return Err(Error::Read {
+            path: source.path().to_owned(),
+            offset: first.len() as u64,
+            wanted: rest as u64,
+            got: count as u64,
+            target: None,
+            tensor: None,
+            cause: "the file has become shorter while its header was read".to_owned(),
+            errno: None,
+        });
+    }
+    Header::parse(&header, file_bytes).map_err(&refuse)
+}
+
+/// How the shards' bytes are to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// Mapped files, nothing copied.
+    Mapped,
+    /// Read by the engine into memory of ours.
+    Engine,
+}
+
+/// All shards of a checkpoint, headers checked, every name in one place only.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// The shards, in the order in which they were named.
+    pub(crate) shards: Vec<Shard>,
+}
+
+/// A tensor of a checkpoint: the shard and its place in the shard's file order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Which shard.
+    pub(crate) shard: usize,
+    /// Which tensor of it.
+    pub(crate) tensor: usize,
+}
+
+impl Checkpoint {
+    /// Opens every shard; an index that disagrees with the headers, or a name in two shards, is an
+    /// error.
+    pub(crate) fn open(location: &Location, backend: Backend) -> Result<Self> {
+        let open = |path: &PathBuf| match backend {
+            Backend::Mapped => Shard::open_mapped(path),
+            Backend::Engine => Shard::of_source(crate::source::open(path)?, FILE_WORDS),
+        };
+        let shards: Vec<Shard> = location.shards.iter().map(open).collect::<Result<_>>()?;
+        let checkpoint = Self { shards };
+        checkpoint.check_names()?;
+        if let Some((path, index)) = &location.index {
+            checkpoint.check_index(path, index)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// Every tensor in the order of shards and of their files.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> {
+        self.shards.iter().enumerate().flat_map(|(shard, opened)| {
+            (0..opened.header.len()).map(move |tensor| Place { shard, tensor })
+        })
+    }
+
+    /// A tensor's name.
+    pub(crate) fn name(&self, place: Place) -> &str {
+        let header = &self.shards[place.shard].header;
+        header.tensor(place.tensor).map_or("", |info| info.name)
+    }
+
+    /// What the engine has to read for a tensor.
+    pub(crate) fn wanted(&self, place: Place) -> Wanted {
+        let (begin, end) = self.shards[place.shard]
+            .header
+            .tensor(place.tensor)
+            .map_or((0, 0), |info| (info.begin, info.end));
+        Wanted { shard: place.shard, begin, end }
+    }
+
+    fn check_names(&self) -> Result<()> {
+        if self.shards.len() < 2 {
+            return Ok(());
+        }
+        let mut owner = BTreeMap::new();
+        for shard in &self.shards {
+            for name in shard.header.sorted_names() {
+                if let Some(other) = owner.insert(name, &shard.path) {
+                    return Err(Error::Format(format!(
+                        "{FILE_WORDS}: duplicate key: tensor `{name}` stands in {} and in {}",
+                        other.display(),
+                        shard.path.display()
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_index(&self, path: &Path, index: &Index) -> Result<()> {
+        let disagree = |text: String| {
+            Error::Format(format!(
+                "{FILE_WORDS}: the index and the shards disagree; {}: {text}",
+                path.display()
+            ))
+        };
+        let file_name = |shard: &Shard| shard.path.file_name().map(|name| name.to_owned());
+        let by_file: BTreeMap<_, _> =
+            self.shards.iter().filter_map(|shard| Some((file_name(shard)?, shard))).collect();
+        for (name, file) in index.tensors() {
+            let shard = by_file.get(Path::new(file).as_os_str());
+            if shard.is_none_or(|shard| shard.header.find(name).is_none()) {
+                return Err(disagree(format!("tensor `{name}` is not in {file}, as the index says")));
+            }
+        }
+        for shard in &self.shards {
+            let stranger = shard.header.sorted_names().find(|name| index.shard_of(name).is_none());
+            if let Some(name) = stranger {
+                let shard = shard.path.display();
+                return Err(disagree(format!("tensor `{name}` of {shard} is not in the index")));
+            }
+        }
+        Ok(())
+    }
+}

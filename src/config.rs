@@ -1,0 +1,130 @@
+//! Every tunable with its default, limit and unit. Nothing else reads the environment.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// One slot: 98 % of a PCIe 5 link, and a full queue at eight of them.
+pub(crate) const SLOT_BYTES: usize = 8 << 20;
+
+/// Bytes a read takes when the page cache holds them, so that the slots in use stay in L3.
+pub(crate) const WARM_CHUNK_BYTES: usize = 2 << 20;
+
+/// Slots lent to one load.
+pub(crate) const LOAD_SLOTS_MAX: usize = 8;
+
+/// Slots kept by the process between loads: 256 MiB.
+pub(crate) const RING_SLOTS_MAX: usize = 32;
+
+/// Fewest slots that keep reader and device busy at once.
+pub(crate) const SLOTS_MIN: usize = 4;
+
+/// Unwanted bytes that are read rather than skipped between two wanted tensors.
+pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
+
+/// Every read begins on this boundary of its file, whatever the file system asks (512 or 4096).
+pub(crate) const ALIGNMENT_BYTES: usize = 4096;
+
+/// Tensors in memory of ours begin on this boundary: a cache line, and `AVX-512`'s width.
+pub(crate) const HOST_ALIGNMENT_BYTES: usize = 64;
+
+/// Threads that read with pread.
+pub(crate) const READ_THREADS_MAX: usize = 8;
+
+/// Threads that copy from slots to host memory.
+pub(crate) const COPY_THREADS_MAX: usize = 8;
+
+/// The longest time between two looks at signals.
+pub(crate) const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Bytes that a stream reads ahead of the caller who takes its tensors.
+pub(crate) const STREAM_BYTES_MAX: u64 = 256 << 20;
+
+/// Bytes that the read-ahead of a cold mapping asks for at a time.
+pub(crate) const READ_AHEAD_BYTES: usize = 4 << 20;
+
+/// Below this rate a disk counts as slow, and what is read from it is worth keeping in the cache.
+pub(crate) const SLOW_DISK_BYTES_PER_SECOND: u64 = 1 << 30;
+
+/// How long a load watches the disk before it calls it slow.
+pub(crate) const DISK_TRIAL: Duration = Duration::from_millis(500);
+
+const _: () = assert!(SLOT_BYTES.is_multiple_of(ALIGNMENT_BYTES));
+const _: () = assert!(SLOT_BYTES.is_multiple_of(WARM_CHUNK_BYTES));
+const _: () = assert!(SLOTS_MIN <= LOAD_SLOTS_MAX && LOAD_SLOTS_MAX <= RING_SLOTS_MAX);
+
+/// Which reader the user wants; `Auto` decides by chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReaderChoice {
+    /// `io_uring` for direct reads where the kernel allows it, pread threads otherwise.
+    Auto,
+    /// As `Auto`; a kernel that refuses is an error nobody hides, told in the report.
+    Uring,
+    /// Pread threads only.
+    Pread,
+}
+
+/// What the environment says, read once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Config {
+    /// `SAFETENSORS_STREAMING_READER`: `auto`, `io_uring` or `pread`.
+    pub(crate) reader: ReaderChoice,
+    /// `LOCAL_WORLD_SIZE`: ranks on this host that will read the same files.
+    pub(crate) local_ranks: usize,
+}
+
+/// The settings of this process.
+pub(crate) fn config() -> Config {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    *CONFIG.get_or_init(|| Config {
+        reader: match variable("SAFETENSORS_STREAMING_READER").as_deref() {
+            Some("io_uring") => ReaderChoice::Uring,
+            Some("pread") => ReaderChoice::Pread,
+            _ => ReaderChoice::Auto,
+        },
+        local_ranks: variable("LOCAL_WORLD_SIZE").and_then(|text| text.parse().ok()).unwrap_or(1),
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Processors this process may use.
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+/// Bytes of memory that can be had without swapping, the container's limit counted.
+pub(crate) fn memory_available_bytes() -> u64 {
+    let host = small_file("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
+    });
+    let limit = |limit: &str, usage: &str| {
+        let limit: u64 = small_file(limit)?.trim().parse().ok()?;
+        let usage: u64 = small_file(usage)?.trim().parse().ok()?;
+        Some(limit.saturating_sub(usage))
+    };
+    let group = limit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
+        limit(
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        )
+    });
+    host.unwrap_or(u64::MAX).min(group.unwrap_or(u64::MAX))
+}
+
+/// Bytes of the last-level cache, or a common size where the kernel does not tell.
+pub(crate) fn last_level_cache_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let text = small_file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+        let kibibytes = text.and_then(|text| text.trim().strip_suffix('K')?.parse::<usize>().ok());
+        kibibytes.map_or(16 << 20, |kibibytes| kibibytes << 10)
+    })
+}
+
+fn small_file(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}

@@ -1,0 +1,64 @@
+//! Who holds the result. A device takes a filled slot by value, places its pieces, gives it back.
+
+use std::time::Duration;
+
+pub(crate) mod host;
+pub(crate) mod mapping;
+pub(crate) mod null;
+pub(crate) mod slot;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub(crate) use host::{HostBuffer, HostDevice};
+pub(crate) use mapping::Mapping;
+pub(crate) use slot::Slot;
+
+use crate::error::{Error, Result};
+
+/// A piece of a slot and where it goes.
+#[derive(Debug)]
+pub(crate) struct Placement {
+    /// The destination.
+    pub(crate) buffer: HostBuffer,
+    /// Where in the destination, in bytes.
+    pub(crate) buffer_offset: usize,
+    /// Where in the slot, in bytes.
+    pub(crate) slot_offset: usize,
+    /// How many bytes.
+    pub(crate) bytes: usize,
+}
+
+/// A slot whose pieces are placed, or were given up.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    /// The number that was given with the slot.
+    pub(crate) tag: usize,
+    /// The slot, free again.
+    pub(crate) slot: Slot,
+    /// Whether every piece arrived.
+    pub(crate) result: Result<()>,
+}
+
+/// Takes slots and places what is in them. Pieces of one load never overlap in a destination.
+pub(crate) trait Device {
+    /// Memory for one tensor.
+    fn allocate(&mut self, bytes: usize) -> Result<HostBuffer>;
+
+    /// Begins to place the pieces of a slot; `wait` gives the slot back under the same tag.
+    fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>);
+
+    /// The next slot that is done, if one is within the time.
+    fn wait(&mut self, timeout: Duration) -> Option<Placed>;
+
+    /// Slots taken and not given back.
+    fn in_flight(&self) -> usize;
+
+    /// Threads in use.
+    fn threads(&self) -> usize;
+}
+
+/// The error of a worker that died.
+pub(crate) fn worker_panicked(what: &str) -> Error {
+    Error::Internal(format!("a {what} thread panicked"))
+}

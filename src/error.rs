@@ -1,0 +1,99 @@
+//! One error type, its variants chosen by what the caller can do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of everything that can fail here.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong; every variant that concerns a file names it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The file is not a valid safetensors file; the text begins with upstream's words.
+    #[error("{0}")]
+    Format(String),
+
+    /// The caller asked for something that is not there: a name, a closed handle, a shard.
+    #[error("{0}")]
+    Request(String),
+
+    /// The system refused: the true cause, with the path.
+    #[error("{message}: {}", path.display())]
+    Io {
+        /// The file or folder concerned.
+        path: PathBuf,
+        /// What the system says, in words.
+        message: String,
+        /// The error number that decides the Python exception class.
+        source: io::Error,
+    },
+
+    /// Bytes that the header promises could not be read.
+    #[error(
+        "{}: wanted {wanted} bytes at offset {offset}{}, got {got}: {cause}",
+        path.display(),
+        tensor.as_ref().map(|name| format!(" (tensor `{name}`)")).unwrap_or_default()
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Where the read began, in bytes from the start of the file.
+        offset: u64,
+        /// How many bytes were asked for.
+        wanted: u64,
+        /// How many came.
+        got: u64,
+        /// The index of the first wanted tensor in the read, until its name is known.
+        target: Option<usize>,
+        /// The first wanted tensor in the read.
+        tensor: Option<String>,
+        /// Why, and what to do.
+        cause: String,
+        /// The error number of the system, where there is one.
+        errno: Option<i32>,
+    },
+
+    /// Host memory ran out.
+    #[error("out of host memory: wanted {bytes} bytes for {purpose}")]
+    Memory {
+        /// The size of the allocation that failed.
+        bytes: u64,
+        /// What it was for.
+        purpose: &'static str,
+    },
+
+    /// The caller's own code stopped the load: a signal, or its callback raised.
+    #[error("{0}")]
+    Stopped(Box<dyn std::error::Error + Send + Sync>),
+
+    /// A fault of ours: a thread died, or the number of tensors does not match the plan.
+    #[error("internal error, please report it: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// The system's refusal to do something with `path`.
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        let text = source.to_string();
+        let message = match source.kind() {
+            io::ErrorKind::NotFound => "No such file or directory".to_owned(),
+            _ => text.split(" (os error").next().unwrap_or_default().to_owned(),
+        };
+        Self::Io { path: path.to_owned(), message, source }
+    }
+
+    /// The system's refusal by error number, in our own words.
+    pub(crate) fn refused(path: &Path, errno: i32, message: &str) -> Self {
+        let source = io::Error::from_raw_os_error(errno);
+        Self::Io { path: path.to_owned(), message: message.to_owned(), source }
+    }
+
+    /// Puts the tensor's name into a read error that knows only its index.
+    #[must_use]
+    pub(crate) fn named(mut self, name_of: impl Fn(usize) -> String) -> Self {
+        if let Self::Read { target: Some(target), tensor, .. } = &mut self {
+            *tensor = Some(name_of(*target));
+        }
+        self
+    }
+}

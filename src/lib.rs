@@ -1,0 +1,49 @@
+//! Weights from where they lie to where they are wanted, as fast as the hardware allows.
+//!
+//! Bytes travel one way: source → header → plan → reader → ring → device → tensor → caller.
+//! The modules stand in the order in which the bytes meet them, and each uses only those above
+//! it (`ci/tidy.py` checks that).
+
+/// What can go wrong, by what the caller can do about it.
+pub(crate) mod error;
+
+/// Every tunable with its unit and limit; the only reader of the environment.
+pub(crate) mod config;
+
+/// The file format as pure data: untrusted bytes to a checked table of tensors.
+pub(crate) mod format;
+
+/// Where bytes live: a local file, or bytes in memory.
+pub(crate) mod source;
+
+/// Wanted tensors to few large reads in file order; pure arithmetic.
+pub(crate) mod plan;
+
+/// Who holds the result: host memory, and the slots that carry bytes to it.
+pub(crate) mod device;
+
+/// A loaded tensor: shared memory, offset, dtype, shape.
+pub(crate) mod tensor;
+
+/// The process's slots: few, large, kept, lent to one load at a time.
+pub(crate) mod ring;
+
+/// What a load did, in numbers.
+pub(crate) mod report;
+
+/// Fills slots: `io_uring`, pread threads, and the choice between them.
+pub(crate) mod reader;
+
+/// The only loop: plan → reader → slots → device; control flow, errors, shutdown.
+pub(crate) mod pipeline;
+
+/// What a caller opens: shards, headers, names, one tensor, a slice, everything.
+pub(crate) mod checkpoint;
+
+/// One suite of behaviours over every reader, source and device, and the failure sweep.
+#[cfg(test)]
+mod conformance;
+
+/// The extension module: converts, detaches, calls, converts.
+#[cfg(feature = "python")]
+mod python;

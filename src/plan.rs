@@ -1,0 +1,225 @@
+//! Wanted byte ranges to few large reads in file order, and to the copies that follow. No I/O.
+
+use crate::config::{ALIGNMENT_BYTES, GAP_BYTES_MAX};
+
+/// A range of a shard's bytes that is to fill one target from its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Which source.
+    pub(crate) shard: usize,
+    /// The first byte, from the start of the source.
+    pub(crate) begin: u64,
+    /// The byte after the last.
+    pub(crate) end: u64,
+}
+
+impl Wanted {
+    /// The target's size.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.end - self.begin
+    }
+}
+
+/// One read: a piece of a source, no larger than a slot, beginning on an aligned offset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Read {
+    /// Which source.
+    pub(crate) shard: usize,
+    /// Where it begins, a multiple of the alignment.
+    pub(crate) offset: u64,
+    /// How many bytes; ends on an aligned offset or at the end of the source.
+    pub(crate) bytes: usize,
+    /// What is in it.
+    pub(crate) pieces: Vec<Piece>,
+}
+
+/// A part of a read that belongs to a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// Which of the wanted ranges.
+    pub(crate) target: usize,
+    /// Where in the target it goes.
+    pub(crate) target_offset: u64,
+    /// Where in the read it stands.
+    pub(crate) slot_offset: usize,
+    /// How many bytes.
+    pub(crate) bytes: usize,
+}
+
+/// All reads of a load, in file order.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The ranges that were asked for; a piece's target is an index into them.
+    pub(crate) wanted: Vec<Wanted>,
+    /// The reads that bring them.
+    pub(crate) reads: Vec<Read>,
+    /// The sum of the wanted ranges.
+    pub(crate) bytes: u64,
+}
+
+impl Plan {
+    /// Plans reads of at most `chunk_bytes` over sources of the given lengths.
+    pub(crate) fn new(wanted: Vec<Wanted>, source_bytes: &[u64], chunk_bytes: usize) -> Self {
+        let mut order: Vec<usize> =
+            (0..wanted.len()).filter(|&target| wanted[target].bytes() > 0).collect();
+        order.sort_by_key(|&target| (wanted[target].shard, wanted[target].begin));
+        let mut reads: Vec<Read> = Vec::new();
+        let mut span: Option<Span> = None;
+        for target in order {
+            let range = wanted[target];
+            span = match span.take() {
+                Some(open) if open.reaches(&range) => Some(open.with(target, &range)),
+                finished => {
+                    finished.into_iter().for_each(|open| {
+                        open.cut(&wanted, source_bytes[open.shard], chunk_bytes, &mut reads);
+                    });
+                    Some(Span::new(target, &range))
+                }
+            };
+        }
+        if let Some(open) = span {
+            open.cut(&wanted, source_bytes[open.shard], chunk_bytes, &mut reads);
+        }
+        let bytes = wanted.iter().map(Wanted::bytes).sum();
+        Self { wanted, reads, bytes }
+    }
+}
+
+/// Wanted ranges of one source that are read as one run.
+struct Span {
+    shard: usize,
+    begin: u64,
+    end: u64,
+    targets: Vec<usize>,
+}
+
+impl Span {
+    fn new(target: usize, range: &Wanted) -> Self {
+        Self { shard: range.shard, begin: range.begin, end: range.end, targets: vec![target] }
+    }
+
+    fn reaches(&self, range: &Wanted) -> bool {
+        range.shard == self.shard && range.begin <= self.end.saturating_add(GAP_BYTES_MAX)
+    }
+
+    fn with(mut self, target: usize, range: &Wanted) -> Self {
+        self.end = self.end.max(range.end);
+        self.targets.push(target);
+        self
+    }
+
+    /// Cuts the run at multiples of `chunk_bytes` of the source, so that every read is aligned.
+    fn cut(&self, wanted: &[Wanted], source_bytes: u64, chunk_bytes: usize, reads: &mut Vec<Read>) {
+        let (chunk, alignment) = (chunk_bytes as u64, ALIGNMENT_BYTES as u64);
+        let end = self.end.next_multiple_of(alignment).min(source_bytes);
+        let mut offset = self.begin / alignment * alignment;
+        let mut first = 0;
+        while offset < end {
+            let stop = ((offset / chunk + 1) * chunk).min(end);
+            let pieces = self.pieces(wanted, &mut first, offset, stop);
+            if !pieces.is_empty() {
+                let bytes = usize::try_from(stop - offset).expect("a chunk fits in memory");
+                reads.push(Read { shard: self.shard, offset, bytes, pieces });
+            }
+            offset = stop;
+        }
+    }
+
+    /// The parts of the targets from `first` on that lie between two offsets.
+    fn pieces(&self, wanted: &[Wanted], first: &mut usize, from: u64, to: u64) -> Vec<Piece> {
+        while self.targets.get(*first).is_some_and(|&target| wanted[target].end <= from) {
+            *first += 1;
+        }
+        let size = |bytes: u64| usize::try_from(bytes).expect("a chunk fits in memory");
+        let candidates = self.targets[*first..].iter();
+        candidates
+            .take_while(|&&target| wanted[target].begin < to)
+            .filter(|&&target| wanted[target].end > from)
+            .map(|&target| {
+                let range = wanted[target];
+                let (begin, end) = (range.begin.max(from), range.end.min(to));
+                Piece {
+                    target,
+                    target_offset: begin - range.begin,
+                    slot_offset: size(begin - from),
+                    bytes: size(end - begin),
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ALIGNMENT_BYTES, GAP_BYTES_MAX, Plan, Wanted};
+
+    const CHUNK: usize = 4 * ALIGNMENT_BYTES;
+
+    fn wanted(begin: u64, end: u64) -> Wanted {
+        Wanted { shard: 0, begin, end }
+    }
+
+    /// Carries the plan out on a source whose every byte is known, and compares.
+    fn check(ranges: &[Wanted], source_bytes: &[u64]) -> Plan {
+        let plan = Plan::new(ranges.to_vec(), source_bytes, CHUNK);
+        let byte = |shard: usize, offset: u64| (offset * 31 + shard as u64 * 7) as u8;
+        let mut filled: Vec<Vec<Option<u8>>> =
+            ranges.iter().map(|range| vec![None; range.bytes() as usize]).collect();
+        for read in &plan.reads {
+            assert!(read.offset.is_multiple_of(ALIGNMENT_BYTES as u64));
+            assert!(read.bytes <= CHUNK && !read.pieces.is_empty());
+            let end = read.offset + read.bytes as u64;
+            let source_end = source_bytes[read.shard];
+            assert!(end == source_end || end.is_multiple_of(ALIGNMENT_BYTES as u64));
+            for piece in &read.pieces {
+                for index in 0..piece.bytes {
+                    let target = &mut filled[piece.target][piece.target_offset as usize + index];
+                    assert!(target.is_none(), "written twice");
+                    let offset = read.offset + (piece.slot_offset + index) as u64;
+                    *target = Some(byte(read.shard, offset));
+                }
+            }
+        }
+        for (range, bytes) in ranges.iter().zip(filled) {
+            for (index, found) in bytes.into_iter().enumerate() {
+                assert_eq!(found, Some(byte(range.shard, range.begin + index as u64)));
+            }
+        }
+        plan
+    }
+
+    #[test]
+    fn neighbours_ride_in_one_read() {
+        let plan = check(&[wanted(100, 200), wanted(200, 300), wanted(300, 300)], &[5000]);
+        assert_eq!(plan.reads.len(), 1);
+        assert_eq!(plan.bytes, 200);
+    }
+
+    #[test]
+    fn far_ranges_are_not_read_through() {
+        let far = 10 * GAP_BYTES_MAX;
+        let plan = check(&[wanted(far, far + 10), wanted(0, 10)], &[far + 10]);
+        assert_eq!(plan.reads.len(), 2);
+        assert!(plan.reads.iter().all(|read| read.bytes <= ALIGNMENT_BYTES));
+    }
+
+    #[test]
+    fn random_ranges_of_two_sources_arrive_whole() {
+        let mut state = 1_u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..200 {
+            let sizes = [random(400_000) + 1, random(400_000) + 1];
+            let ranges: Vec<Wanted> = (0..random(20))
+                .map(|_| {
+                    let shard = random(2) as usize;
+                    let begin = random(sizes[shard]);
+                    Wanted { shard, begin, end: begin + random(sizes[shard] - begin + 1) }
+                })
+                .collect();
+            check(&ranges, &sizes);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Our errors to the exceptions that callers of upstream already catch.
+
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyType;
+
+use crate::error::Error;
+
+/// The result of a load.
+pub(crate) type Result<T> = crate::error::Result<T>;
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        match error {
+            Error::Format(_) | Error::Request(_) => safetensor_error(text),
+            Error::Io { source, .. } => os_error(source.raw_os_error(), text),
+            Error::Read { errno, .. } => os_error(errno, text),
+            Error::Memory { .. } => PyMemoryError::new_err(text),
+            Error::Internal(_) => PyRuntimeError::new_err(text),
+            Error::Stopped(cause) => match cause.downcast::<PyErr>() {
+                Ok(raised) => *raised,
+                Err(other) => PyRuntimeError::new_err(other.to_string()),
+            },
+        }
+    }
+}
+
+impl From<PyErr> for Error {
+    fn from(raised: PyErr) -> Self {
+        Self::Stopped(Box::new(raised))
+    }
+}
+
+/// Upstream's own class, so that every `except` clause there is keeps working.
+pub(crate) fn safetensor_error(text: String) -> PyErr {
+    static CLASS: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    Python::attach(|py| {
+        let class = CLASS.get_or_try_init(py, || {
+            let module = py.import("safetensors")?;
+            Ok::<_, PyErr>(module.getattr("SafetensorError")?.cast_into::<PyType>()?.unbind())
+        });
+        match class {
+            Ok(class) => PyErr::from_type(class.bind(py).clone(), text),
+            Err(error) => error,
+        }
+    })
+}
+
+/// The subclass of `OSError` that belongs to an error number, with a text of our own.
+fn os_error(errno: Option<i32>, text: String) -> PyErr {
+    let Some(errno) = errno else { return PyOSError::new_err(text) };
+    Python::attach(|py| {
+        let class = PyOSError::new_err((errno, "")).get_type(py);
+        let error = PyErr::from_type(class, text);
+        // The text already says all; the number is for callers that look at it.
+        let _told = error.value(py).setattr("errno", errno);
+        error
+    })
+}

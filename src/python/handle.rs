@@ -1,0 +1,213 @@
+//! The native half of `safe_open`, and the slice object.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyInt, PyList, PySlice, PyTuple};
+
+use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Options, Place, Shard, Storage};
+use crate::error::Error;
+use crate::format::Dtype;
+use crate::python::load::{Collector, backend_of, to_dict};
+use crate::python::report::remember;
+use crate::python::tensor::{import_torch, to_torch};
+use crate::reader::CachePolicy;
+
+/// An open file. Methods may be called from several threads; closing while others are inside lets
+/// them finish.
+#[pyclass(frozen, subclass, module = "safetensors_streaming._native")]
+pub(crate) struct Handle {
+    opened: Mutex<Option<Arc<Checkpoint>>>,
+}
+
+impl Handle {
+    fn opened(&self) -> PyResult<Arc<Checkpoint>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(opened.ok_or_else(|| Error::Request("File is closed".to_owned()))?)
+    }
+}
+
+fn options() -> Options {
+    Options::with_cache(CachePolicy::Auto)
+}
+
+fn one_tensor<'py>(
+    py: Python<'py>,
+    shard: &Shard,
+    index: usize,
+    rows: Option<Range<u64>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let mut nobody = Collector::new(&[], None);
+    let tensor = match &shard.storage {
+        Storage::Mapped(..) => shard.tensor(index, rows, &options(), &mut nobody),
+        Storage::Engine(_) => py.detach(|| shard.tensor(index, rows, &options(), &mut nobody)),
+    };
+    to_torch(py, tensor?)
+}
+
+#[pymethods]
+impl Handle {
+    #[new]
+    fn new(py: Python<'_>, filename: PathBuf, backend: &str) -> PyResult<Self> {
+        let backend = backend_of(backend);
+        let shard = py.detach(|| match backend {
+            Backend::Mapped => Shard::open_mapped(&filename),
+            Backend::Engine => Shard::of_source(crate::source::open(&filename)?, FILE_WORDS),
+        })?;
+        import_torch(py)?;
+        let checkpoint = Checkpoint { shards: vec![shard] };
+        Ok(Self { opened: Mutex::new(Some(Arc::new(checkpoint))) })
+    }
+
+    /// The names of all tensors, sorted.
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.opened()?.shards[0].header.sorted_names())
+    }
+
+    /// The names of all tensors, in file order.
+    fn offset_keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.opened()?.shards[0].header.tensors().map(|info| info.name))
+    }
+
+    /// The free text of the header, or None where it has none.
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let checkpoint = self.opened()?;
+        let Some(pairs) = checkpoint.shards[0].header.metadata() else { return Ok(None) };
+        let dict = PyDict::new(py);
+        for (key, value) in pairs {
+            dict.set_item(key, value)?;
+        }
+        Ok(Some(dict))
+    }
+
+    /// One tensor by name.
+    fn get_tensor<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let checkpoint = self.opened()?;
+        let shard = &checkpoint.shards[0];
+        one_tensor(py, shard, shard.find(name)?, None)
+    }
+
+    /// All tensors by name, in file order.
+    fn get_tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let began = Instant::now();
+        let checkpoint = self.opened()?;
+        let places: Vec<Place> = checkpoint.places().collect();
+        let (dict, mut report) = to_dict(py, &checkpoint, &places, &options(), None)?;
+        report.seconds.total = began.elapsed().as_secs_f64();
+        report.seconds.load = report.seconds.total - report.seconds.plan;
+        remember(py, report);
+        py.detach(|| checkpoint.shards[0].read_ahead_if_cold());
+        Ok(dict)
+    }
+
+    /// A tensor to be indexed before it is loaded.
+    fn get_slice(&self, name: &str) -> PyResult<TensorSlice> {
+        let checkpoint = self.opened()?;
+        let index = checkpoint.shards[0].find(name)?;
+        Ok(TensorSlice { checkpoint, index })
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        _type: Option<Bound<'_, PyAny>>,
+        _value: Option<Bound<'_, PyAny>>,
+        _traceback: Option<Bound<'_, PyAny>>,
+    ) {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(opened);
+    }
+}
+
+/// A tensor of an open file that is loaded on indexing, as torch indexes.
+#[pyclass(frozen, module = "safetensors_streaming._native")]
+pub(crate) struct TensorSlice {
+    checkpoint: Arc<Checkpoint>,
+    index: usize,
+}
+
+#[pymethods]
+impl TensorSlice {
+    /// The dimensions, in elements of the format.
+    fn get_shape(&self) -> PyResult<Vec<u64>> {
+        let (shape, _) = self.facts()?;
+        Ok(shape.to_vec())
+    }
+
+    /// The element type by the format's name, such as "BF16".
+    fn get_dtype(&self) -> PyResult<&'static str> {
+        let (_, dtype) = self.facts()?;
+        Ok(dtype.name())
+    }
+
+    fn __getitem__<'py>(
+        &self,
+        py: Python<'py>,
+        index: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let shard = &self.checkpoint.shards[0];
+        let (shape, dtype) = self.facts()?;
+        let packed = dtype == Dtype::F4 && shape.len() == 1;
+        let rows = match (&shard.storage, shape.first()) {
+            (Storage::Engine(_), Some(&first)) if !packed => leading_rows(&index, first)?,
+            _ => None,
+        };
+        match rows {
+            Some((rows, rest)) => one_tensor(py, shard, self.index, Some(rows))?.get_item(rest),
+            None => one_tensor(py, shard, self.index, None)?.get_item(index),
+        }
+    }
+}
+
+impl TensorSlice {
+    fn facts(&self) -> PyResult<(&[u64], Dtype)> {
+        let gone = || Error::Internal("a slice of no tensor".to_owned());
+        let info = self.checkpoint.shards[0].header.tensor(self.index).ok_or_else(gone)?;
+        Ok((info.shape, info.dtype))
+    }
+}
+
+/// The rows that an index needs, and the index that is left for them; none where it needs all, or
+/// where it is torch's business to refuse it.
+fn leading_rows<'py>(
+    index: &Bound<'py, PyAny>,
+    length: u64,
+) -> PyResult<Option<(Range<u64>, Bound<'py, PyAny>)>> {
+    let py = index.py();
+    let tuple = match index.cast::<PyTuple>() {
+        Ok(tuple) => tuple.clone(),
+        Err(_) => PyTuple::new(py, [index])?,
+    };
+    let Ok(first) = tuple.get_item(0) else { return Ok(None) };
+    let Ok(signed_length) = isize::try_from(length) else { return Ok(None) };
+    let (rows, rest) = if first.is_exact_instance_of::<PyInt>() {
+        let Ok(place) = first.extract::<isize>() else { return Ok(None) };
+        let place = if place < 0 { place + signed_length } else { place };
+        let Ok(place) = u64::try_from(place) else { return Ok(None) };
+        (place..place + 1, PyInt::new(py, 0).into_any())
+    } else if let Ok(slice) = first.cast::<PySlice>() {
+        let Ok(bounds) = slice.indices(signed_length) else { return Ok(None) };
+        if bounds.step < 1 {
+            return Ok(None);
+        }
+        let start = u64::try_from(bounds.start).unwrap_or(0);
+        let stop = u64::try_from(bounds.stop).unwrap_or(0).max(start);
+        let step = slice.getattr("step")?;
+        let rest = py.get_type::<PySlice>().call1((py.None(), py.None(), step))?;
+        (start..stop, rest)
+    } else {
+        return Ok(None);
+    };
+    if rows.end > length {
+        return Ok(None);
+    }
+    let mut items: Vec<Bound<'py, PyAny>> = tuple.iter().collect();
+    items[0] = rest;
+    Ok(Some((rows, PyTuple::new(py, items)?.into_any())))
+}

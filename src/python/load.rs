@@ -1,0 +1,280 @@
+//! Loading many tensors at once: one file, bytes, or a checkpoint.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::checkpoint::{Backend, Checkpoint, Location, Options, Place, Shard, Storage, run};
+use crate::config::SIGNAL_INTERVAL;
+use crate::device::null::NullDevice;
+use crate::device::{HostBuffer, HostDevice};
+use crate::error::Error;
+use crate::pipeline::Caller;
+use crate::plan::Wanted;
+use crate::python::errors::Result;
+use crate::python::report::{PyReport, remember};
+use crate::python::tensor::{import_torch, to_torch};
+use crate::reader::CachePolicy;
+use crate::report::{Report, Seconds};
+use crate::ring::Ring;
+use crate::source::{MemorySource, Source};
+use crate::tensor::{Memory, Tensor};
+
+/// Looks at signals, tells progress, and keeps what arrives.
+pub(crate) struct Collector {
+    progress: Option<Py<PyAny>>,
+    total: u64,
+    told: u64,
+    looked: Option<Instant>,
+    buffers: Vec<Option<HostBuffer>>,
+}
+
+impl Collector {
+    /// For a load of so many targets and bytes.
+    pub(crate) fn new(wanted: &[Wanted], progress: Option<Py<PyAny>>) -> Self {
+        let total = wanted.iter().map(Wanted::bytes).sum();
+        let buffers = wanted.iter().map(|_| None).collect();
+        Self { progress, total, told: 0, looked: None, buffers }
+    }
+
+    fn tell(&mut self, py: Python<'_>, done: u64) -> PyResult<()> {
+        if let Some(progress) = &self.progress {
+            if done > self.told {
+                self.told = done;
+                progress.call1(py, (done, self.total))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Caller for Collector {
+    fn deliver(&mut self, target: usize, buffer: HostBuffer) -> Result<()> {
+        self.buffers[target] = Some(buffer);
+        Ok(())
+    }
+
+    fn check(&mut self, bytes_done: u64) -> Result<()> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < SIGNAL_INTERVAL) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        Python::attach(|py| {
+            py.check_signals()?;
+            self.tell(py, bytes_done)
+        })?;
+        Ok(())
+    }
+}
+
+/// The backend of a name that Python has checked.
+pub(crate) fn backend_of(name: &str) -> Backend {
+    if name == "pread" { Backend::Engine } else { Backend::Mapped }
+}
+
+/// The policy of a name.
+pub(crate) fn cache_of(name: &str) -> PyResult<CachePolicy> {
+    match name {
+        "auto" => Ok(CachePolicy::Auto),
+        "keep" => Ok(CachePolicy::Keep),
+        "bypass" => Ok(CachePolicy::Bypass),
+        _ => Err(PyValueError::new_err(format!(
+            "cache {name:?} is invalid (expected one of: \"auto\", \"keep\", \"bypass\")"
+        ))),
+    }
+}
+
+/// The sources of shards that the engine reads; none of shards that are mapped.
+pub(crate) fn sources_of(checkpoint: &Checkpoint) -> Arc<[Arc<dyn Source>]> {
+    let source = |shard: &Shard| match &shard.storage {
+        Storage::Engine(source) => Some(Arc::clone(source)),
+        Storage::Mapped(..) => None,
+    };
+    checkpoint.shards.iter().filter_map(source).collect()
+}
+
+/// Loads the places of a checkpoint into a dict, in their order.
+pub(crate) fn to_dict<'py>(
+    py: Python<'py>,
+    checkpoint: &Checkpoint,
+    places: &[Place],
+    how: &Options,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<(Bound<'py, PyDict>, Report)> {
+    let sources = sources_of(checkpoint);
+    let wanted: Vec<Wanted> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
+    let mut collector = Collector::new(&wanted, progress);
+    let report = if sources.is_empty() {
+        mapped_report(checkpoint, &wanted)
+    } else {
+        py.detach(|| run(sources, wanted, how, &mut HostDevice::new(), &mut collector))
+            .map_err(|error| error.named(|target| checkpoint.name(places[target]).to_owned()))?
+    };
+    let dict = PyDict::new(py);
+    for (&place, buffer) in places.iter().zip(std::mem::take(&mut collector.buffers)) {
+        let tensor = tensor_at(checkpoint, place, buffer)?;
+        dict.set_item(checkpoint.name(place), to_torch(py, tensor)?)?;
+    }
+    collector.tell(py, collector.total)?;
+    Ok((dict, report))
+}
+
+fn tensor_at(checkpoint: &Checkpoint, place: Place, buffer: Option<HostBuffer>) -> Result<Tensor> {
+    let shard = &checkpoint.shards[place.shard];
+    let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
+    let info = shard.header.tensor(place.tensor).ok_or_else(gone)?;
+    let memory = match (buffer, &shard.storage) {
+        (Some(buffer), _) => Memory::Owned(buffer),
+        (None, Storage::Mapped(mapping, _)) => {
+            Memory::Mapped(Arc::clone(mapping), usize::try_from(info.begin).unwrap_or(usize::MAX))
+        }
+        (None, Storage::Engine(_)) => return Err(gone()),
+    };
+    Ok(Tensor { memory, dtype: info.dtype, shape: info.shape.to_vec() })
+}
+
+fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {
+    Report {
+        files: checkpoint.shards.len(),
+        tensors: wanted.len(),
+        bytes: wanted.iter().map(Wanted::bytes).sum(),
+        reader: "mmap".to_owned(),
+        reason: "cpu tensors are mapped from the file, nothing is copied".to_owned(),
+        ..Report::default()
+    }
+}
+
+/// Completes a report whose load began at a time and had its files open at another.
+fn close(mut report: Report, began: Instant, opened: Instant) -> Report {
+    let total = began.elapsed().as_secs_f64();
+    let open = (opened - began).as_secs_f64();
+    let plan = report.seconds.plan;
+    report.seconds = Seconds { open, plan, load: total - open - plan, total };
+    report
+}
+
+/// Loads what a location holds, as far as the filter wants it.
+fn load<'py>(
+    py: Python<'py>,
+    location: impl FnOnce() -> Result<Location> + Send,
+    backend: Backend,
+    how: &Options,
+    filter: Option<Py<PyAny>>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let began = Instant::now();
+    let checkpoint = py.detach(|| Checkpoint::open(&location()?, backend))?;
+    import_torch(py)?;
+    let opened = Instant::now();
+    let places = select(py, &checkpoint, filter)?;
+    let (dict, report) = to_dict(py, &checkpoint, &places, how, progress)?;
+    remember(py, close(report, began, opened));
+    py.detach(|| checkpoint.shards.iter().for_each(Shard::read_ahead_if_cold));
+    Ok(dict)
+}
+
+/// The places whose names a filter accepts.
+pub(crate) fn select(
+    py: Python<'_>,
+    checkpoint: &Checkpoint,
+    filter: Option<Py<PyAny>>,
+) -> PyResult<Vec<Place>> {
+    let Some(filter) = filter else { return Ok(checkpoint.places().collect()) };
+    let mut places = Vec::new();
+    for place in checkpoint.places() {
+        if filter.bind(py).call1((checkpoint.name(place),))?.is_truthy()? {
+            places.push(place);
+        }
+    }
+    Ok(places)
+}
+
+/// All tensors of one file, in file order.
+#[pyfunction]
+pub(crate) fn load_file<'py>(
+    py: Python<'py>,
+    filename: PathBuf,
+    backend: &str,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = Options::with_cache(CachePolicy::Auto);
+    let location = || Ok(Location::of_files(vec![filename]));
+    load(py, location, backend_of(backend), &options, None, None)
+}
+
+/// All tensors of a checkpoint that the filter wants.
+#[pyfunction]
+pub(crate) fn load_checkpoint<'py>(
+    py: Python<'py>,
+    paths: Vec<PathBuf>,
+    backend: &str,
+    cache: &str,
+    filter: Option<Py<PyAny>>,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let options = Options::with_cache(cache_of(cache)?);
+    load(py, || location_of(paths), backend_of(backend), &options, filter, progress)
+}
+
+/// One path is looked at for what it is; several are files.
+pub(crate) fn location_of(paths: Vec<PathBuf>) -> Result<Location> {
+    match paths.as_slice() {
+        [single] => Location::resolve(single),
+        _ => Ok(Location::of_files(paths)),
+    }
+}
+
+/// All tensors of a file's bytes, in memory of their own.
+#[pyfunction]
+pub(crate) fn load_bytes<'py>(
+    py: Python<'py>,
+    data: &Bound<'py, PyBytes>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let source: Arc<dyn Source> = Arc::new(MemorySource(data.as_bytes().to_vec()));
+    let shard = py.detach(|| Shard::of_source(source, "Error while deserializing"))?;
+    import_torch(py)?;
+    let began = Instant::now();
+    let checkpoint = Checkpoint { shards: vec![shard] };
+    let places: Vec<Place> = checkpoint.places().collect();
+    let options = Options::with_cache(CachePolicy::Keep);
+    let (dict, report) = to_dict(py, &checkpoint, &places, &options, None)?;
+    remember(py, close(report, began, began));
+    Ok(dict)
+}
+
+/// Reads every byte of the files through the slots and drops it: what the engine can read here.
+#[pyfunction]
+#[pyo3(signature = (paths, cache="auto"))]
+pub(crate) fn read_through(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    cache: &str,
+) -> PyResult<PyReport> {
+    let options = Options::with_cache(cache_of(cache)?);
+    let report = py.detach(|| {
+        let began = Instant::now();
+        let open = |path: &PathBuf| crate::source::open(path);
+        let sources: Arc<[_]> = paths.iter().map(open).collect::<Result<_>>()?;
+        let opened = Instant::now();
+        let whole = |(shard, source): (usize, &Arc<dyn Source>)| Wanted {
+            shard,
+            begin: 0,
+            end: source.len(),
+        };
+        let wanted: Vec<Wanted> = sources.iter().enumerate().map(whole).collect();
+        let mut collector = Collector::new(&wanted, None);
+        let mut device = NullDevice::default();
+        let report = run(Arc::clone(&sources), wanted, &options, &mut device, &mut collector)?;
+        Ok::<_, Error>(close(report, began, opened))
+    })?;
+    Ok(PyReport(report))
+}
+
+/// Gives idle slots back to the system; returns how many bytes.
+#[pyfunction]
+pub(crate) fn release(py: Python<'_>) -> usize {
+    py.detach(|| Ring::of_process().release())
+}

@@ -1,0 +1,31 @@
+//! The extension module as a list. Functions here convert, detach, call, convert.
+#![expect(clippy::needless_pass_by_value, reason = "pyo3 hands over owned arguments")]
+
+mod errors;
+mod handle;
+mod load;
+mod report;
+mod stream;
+mod tensor;
+
+use pyo3::prelude::*;
+
+/// The native half of `safetensors_streaming`.
+#[pymodule(gil_used = false)]
+mod _native {
+    #[pymodule_export]
+    use super::handle::{Handle, TensorSlice};
+    #[pymodule_export]
+    use super::load::{load_bytes, load_checkpoint, load_file, read_through, release};
+    #[pymodule_export]
+    use super::report::{PyReport, last_report};
+    #[pymodule_export]
+    use super::stream::Stream;
+
+    #[pymodule_init]
+    fn init(module: &super::Bound<'_, super::PyModule>) -> super::PyResult<()> {
+        use super::PyModuleMethods;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("DEBUG_BUILD", cfg!(debug_assertions))
+    }
+}

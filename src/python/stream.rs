@@ -1,0 +1,232 @@
+//! `stream()`: tensors as they arrive, read by one thread that ends with the iterator.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use pyo3::exceptions::PyInterruptedError;
+use pyo3::prelude::*;
+
+use crate::checkpoint::{Backend, Checkpoint, Options, Place, run};
+use crate::config::{SIGNAL_INTERVAL, STREAM_BYTES_MAX};
+use crate::device::{HostBuffer, HostDevice};
+use crate::error::Error;
+use crate::pipeline::Caller;
+use crate::plan::Wanted;
+use crate::python::errors::Result;
+use crate::python::load::{cache_of, location_of, select, sources_of};
+use crate::python::report::remember;
+use crate::python::tensor::{import_torch, to_torch};
+use crate::report::Report;
+use crate::tensor::{Memory, Tensor};
+
+/// What the reading thread sends: a target that is whole, or how the load ended.
+enum Event {
+    Arrived(usize, HostBuffer),
+    Ended(Result<Report>),
+}
+
+/// How many bytes have arrived and were not taken yet.
+#[derive(Default)]
+struct Waiting {
+    bytes: Mutex<u64>,
+    taken: Condvar,
+    cancelled: AtomicBool,
+}
+
+impl Waiting {
+    /// Waits until there is room. One tensor always has room, however large.
+    fn admit(&self, bytes: u64) -> Result<()> {
+        let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        while *waiting > 0 && *waiting + bytes > STREAM_BYTES_MAX {
+            self.check()?;
+            let woken = self.taken.wait_timeout(waiting, SIGNAL_INTERVAL);
+            (waiting, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        *waiting += bytes;
+        Ok(())
+    }
+
+    fn take(&self, bytes: u64) {
+        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
+        self.taken.notify_one();
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.cancelled.load(Ordering::Relaxed) {
+            let closed = PyInterruptedError::new_err("the stream was closed");
+            return Err(Error::Stopped(Box::new(closed)));
+        }
+        Ok(())
+    }
+}
+
+/// The caller of the reading thread's load.
+struct Forward {
+    events: Sender<Event>,
+    waiting: Arc<Waiting>,
+    sizes: Vec<u64>,
+}
+
+impl Caller for Forward {
+    fn deliver(&mut self, target: usize, buffer: HostBuffer) -> Result<()> {
+        self.waiting.admit(self.sizes[target])?;
+        // A closed stream is found by the next check.
+        let _sent = self.events.send(Event::Arrived(target, buffer));
+        Ok(())
+    }
+
+    fn check(&mut self, _bytes_done: u64) -> Result<()> {
+        self.waiting.check()
+    }
+}
+
+/// The parts of a stream that is not closed.
+struct Running {
+    checkpoint: Arc<Checkpoint>,
+    places: Vec<Place>,
+    events: Receiver<Event>,
+    thread: JoinHandle<()>,
+    process: u32,
+    began: Instant,
+}
+
+/// An iterator over (name, tensor) in the order of arrival.
+#[pyclass(frozen, module = "safetensors_streaming._native")]
+pub(crate) struct Stream {
+    running: Mutex<Option<Running>>,
+    waiting: Arc<Waiting>,
+}
+
+#[pymethods]
+impl Stream {
+    #[new]
+    #[pyo3(signature = (paths, cache, filter=None))]
+    fn new(
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        cache: &str,
+        filter: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let began = Instant::now();
+        let options = Options::with_cache(cache_of(cache)?);
+        let checkpoint =
+            py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine).map(Arc::new))?;
+        import_torch(py)?;
+        let places = select(py, &checkpoint, filter)?;
+        let waiting = Arc::new(Waiting::default());
+        let (events_in, events) = unbounded();
+        let wanted: Vec<Wanted> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
+        let sizes = wanted.iter().map(Wanted::bytes).collect();
+        let sources = sources_of(&checkpoint);
+        let ended = events_in.clone();
+        let mut forward = Forward { events: events_in, waiting: Arc::clone(&waiting), sizes };
+        let thread = Builder::new().name("sst-stream".to_owned()).spawn(move || {
+            let outcome =
+                run(sources, wanted, &options, &mut HostDevice::new(), &mut forward);
+            // Nobody listens any more: the stream was closed.
+            let _sent = ended.send(Event::Ended(outcome));
+        })?;
+        let process = std::process::id();
+        let running = Running { checkpoint, places, events, thread, process, began };
+        Ok(Self { running: Mutex::new(Some(running)), waiting })
+    }
+
+    fn __iter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Option<(String, Bound<'py, PyAny>)>> {
+        let event = py.detach(|| self.next_event())?;
+        match event {
+            None => Ok(None),
+            Some(Event::Arrived(target, buffer)) => self.deliver(py, target, buffer).map(Some),
+            Some(Event::Ended(outcome)) => self.finish(py, outcome).map(|()| None),
+        }
+    }
+
+    /// Stops reading and frees what was not taken; the iterator is at its end.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.stop());
+    }
+}
+
+impl Stream {
+    fn with_running<T>(&self, look: impl FnOnce(&Running) -> T) -> Option<T> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look)
+    }
+
+    /// The next event; looks at signals while it waits.
+    fn next_event(&self) -> PyResult<Option<Event>> {
+        let Some(events) = self.with_running(|running| running.events.clone()) else {
+            return Ok(None);
+        };
+        loop {
+            match events.recv_timeout(SIGNAL_INTERVAL) {
+                Ok(event) => return Ok(Some(event)),
+                Err(RecvTimeoutError::Timeout) => Python::attach(|py| py.check_signals())?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let died = "the reading thread ended without a word".to_owned();
+                    return Err(Error::Internal(died).into());
+                }
+            }
+        }
+    }
+
+    fn deliver<'py>(
+        &self,
+        py: Python<'py>,
+        target: usize,
+        buffer: HostBuffer,
+    ) -> PyResult<(String, Bound<'py, PyAny>)> {
+        let parts = self.with_running(|running| {
+            let place = running.places[target];
+            let checkpoint = &running.checkpoint;
+            let info = checkpoint.shards[place.shard].header.tensor(place.tensor)?;
+            let (memory, shape) = (Memory::Owned(buffer), info.shape.to_vec());
+            let tensor = Tensor { memory, dtype: info.dtype, shape };
+            Some((info.name.to_owned(), tensor, info.end - info.begin))
+        });
+        let gone = || Error::Internal("a stream was closed while it was being read".to_owned());
+        let (name, tensor, bytes) = parts.flatten().ok_or_else(gone)?;
+        self.waiting.take(bytes);
+        Ok((name, to_torch(py, tensor)?))
+    }
+
+    fn finish(&self, py: Python<'_>, outcome: Result<Report>) -> PyResult<()> {
+        let facts = self.with_running(|running| {
+            let names = running.places.iter().map(|&place| running.checkpoint.name(place));
+            let names: Vec<String> = names.map(str::to_owned).collect();
+            (names, running.began)
+        });
+        py.detach(|| self.stop());
+        let (names, began) = facts.unwrap_or_else(|| (Vec::new(), Instant::now()));
+        let mut report = outcome.map_err(|error| {
+            error.named(|target| names.get(target).cloned().unwrap_or_default())
+        })?;
+        report.seconds.total = began.elapsed().as_secs_f64();
+        remember(py, report);
+        Ok(())
+    }
+
+    /// Ends the thread. In a child of fork there is none, and what it had is left alone.
+    fn stop(&self) {
+        self.waiting.cancelled.store(true, Ordering::Relaxed);
+        self.waiting.taken.notify_all();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running.filter(|running| running.process == std::process::id()) {
+            drop(running.events);
+            // A panic in it was told as the end of its channel.
+            let _ended = running.thread.join();
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,228 @@
+//! Chooses a way for every read by what the page cache holds, and tries another where one fails.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::{
+    DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, config, memory_available_bytes,
+};
+use crate::device::Slot;
+use crate::reader::pread::{Path, PreadReader};
+use crate::reader::uring::UringReader;
+use crate::reader::{Completion, Reader, Request};
+use crate::source::{LocalFile, Source, system};
+
+/// Whether what is read shall be in the page cache afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CachePolicy {
+    /// Kept where the next load, or another rank, gains by it.
+    Auto,
+    /// Always: reads go through the cache.
+    Keep,
+    /// Never for what is not in it yet: reads go past the cache.
+    Bypass,
+}
+
+/// What was read how.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    bytes: u64,
+    cached_bytes: u64,
+    uring: bool,
+    direct: bool,
+    buffered: bool,
+}
+
+/// The reader of every load.
+pub(crate) struct ChoosingReader {
+    sources: Arc<[Arc<dyn Source>]>,
+    pread: PreadReader,
+    uring: Option<UringReader>,
+    uring_refusal: Option<String>,
+    policy: CachePolicy,
+    policy_reason: &'static str,
+    began: Instant,
+    retried: HashSet<usize>,
+    tally: Tally,
+}
+
+/// How long to wait on one of two readers when both are at work.
+const TURN: Duration = Duration::from_millis(1);
+
+impl ChoosingReader {
+    /// A reader for one load of `bytes` in all.
+    pub(crate) fn new(
+        sources: Arc<[Arc<dyn Source>]>,
+        choice: ReaderChoice,
+        policy: CachePolicy,
+        bytes: u64,
+    ) -> Self {
+        let (uring, uring_refusal) = match choice {
+            ReaderChoice::Pread => (None, Some("pread was asked for".to_owned())),
+            ReaderChoice::Auto | ReaderChoice::Uring => {
+                match UringReader::probe(Arc::clone(&sources)) {
+                    Ok(uring) => (Some(uring), None),
+                    Err(refusal) => (None, Some(refusal)),
+                }
+            }
+        };
+        let (policy, policy_reason) = settle(policy, bytes);
+        Self {
+            pread: PreadReader::new(Arc::clone(&sources)),
+            sources,
+            uring,
+            uring_refusal,
+            policy,
+            policy_reason,
+            began: Instant::now(),
+            retried: HashSet::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Tells the kernel about the slots that will be used, where that gains.
+    pub(crate) fn register(&mut self, slots: &mut [Slot]) {
+        if let Some(uring) = &mut self.uring {
+            uring.register(slots);
+        }
+    }
+
+    /// The names of the readers that were used, joined by `+`.
+    pub(crate) fn names(&self) -> String {
+        let direct = if self.tally.uring { "io_uring" } else { "pread-direct" };
+        let used = [(self.tally.direct, direct), (self.tally.buffered, "pread")];
+        let names: Vec<&str> =
+            used.iter().filter(|(used, _)| *used).map(|(_, name)| *name).collect();
+        names.join("+")
+    }
+
+    /// Why these.
+    pub(crate) fn reason(&self) -> String {
+        let mut reasons = vec![self.policy_reason.to_owned()];
+        if self.cached_fraction() > 0.0 {
+            reasons.push("what the page cache holds is read from it".to_owned());
+        }
+        reasons.extend(self.uring_refusal.clone());
+        if !self.retried.is_empty() {
+            reasons.push(format!("{} reads were tried a second time", self.retried.len()));
+        }
+        reasons.join("; ")
+    }
+
+    /// The share of the bytes that the page cache held, 0 to 1.
+    pub(crate) fn cached_fraction(&self) -> f64 {
+        if self.tally.bytes == 0 {
+            return 0.0;
+        }
+        self.tally.cached_bytes as f64 / self.tally.bytes as f64
+    }
+
+    /// Threads in use.
+    pub(crate) fn threads(&self) -> usize {
+        self.pread.threads()
+    }
+
+    /// The way for one read: a cached chunk is copied from the cache, an uncached one read past it.
+    fn choose(&mut self, request: &Request) -> Path {
+        self.tally.bytes += request.bytes as u64;
+        let Some(file) = self.sources[request.shard].local() else { return Path::Buffered };
+        let middle = request.offset + request.bytes as u64 / 2;
+        if system::is_cached(file.buffered(), middle) == Some(true) {
+            self.tally.cached_bytes += request.bytes as u64;
+            return Path::Buffered;
+        }
+        let bypass = match self.policy {
+            CachePolicy::Keep => false,
+            CachePolicy::Bypass => true,
+            CachePolicy::Auto => !self.disk_is_slow(),
+        };
+        if bypass && file.direct().is_some() { Path::Direct } else { Path::Buffered }
+    }
+
+    /// A slow disk makes the cache worth filling: the next load gains more than this one loses.
+    fn disk_is_slow(&self) -> bool {
+        let elapsed = self.began.elapsed();
+        let rate = (self.tally.bytes - self.tally.cached_bytes) as f64 / elapsed.as_secs_f64();
+        elapsed > DISK_TRIAL && rate < SLOW_DISK_BYTES_PER_SECOND as f64
+    }
+
+    fn submit_on(&mut self, path: Path, request: Request, slot: Slot) {
+        match (path, &mut self.uring) {
+            (Path::Direct, Some(uring)) => {
+                self.tally.uring = true;
+                self.tally.direct = true;
+                uring.submit(request, slot);
+            }
+            (Path::Direct, None) => {
+                self.tally.direct = true;
+                self.pread.submit_on(path, request, slot);
+            }
+            (Path::Buffered, _) => {
+                self.tally.buffered = true;
+                self.pread.submit_on(path, request, slot);
+            }
+        }
+    }
+
+    fn wait_any(&mut self, timeout: Duration) -> Option<Completion> {
+        let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) else {
+            return self.pread.wait(timeout);
+        };
+        if self.pread.in_flight() == 0 {
+            return uring.wait(timeout);
+        }
+        self.pread.wait(Duration::ZERO).or_else(|| uring.wait(TURN.min(timeout)))
+    }
+}
+
+/// The policy for a load of so many bytes, and why.
+fn settle(policy: CachePolicy, bytes: u64) -> (CachePolicy, &'static str) {
+    match policy {
+        CachePolicy::Keep => (policy, "cache=keep: read through the page cache"),
+        CachePolicy::Bypass => (policy, "cache=bypass: read past the page cache"),
+        CachePolicy::Auto if bytes > memory_available_bytes() / 2 => {
+            (CachePolicy::Bypass, "cache=auto: larger than half of the memory available")
+        }
+        CachePolicy::Auto if config().local_ranks > 1 => {
+            (CachePolicy::Keep, "cache=auto: several local ranks share the page cache")
+        }
+        CachePolicy::Auto => (policy, "cache=auto: past the page cache while the disk is fast"),
+    }
+}
+
+impl Reader for ChoosingReader {
+    fn submit(&mut self, request: Request, slot: Slot) {
+        let path = self.choose(&request);
+        self.submit_on(path, request, slot);
+    }
+
+    /// A read that fails is tried once more, through the page cache: direct reads can be refused
+    /// by the file system, and one bad sector fails a whole large read.
+    fn wait(&mut self, timeout: Duration) -> Option<Completion> {
+        let completion = self.wait_any(timeout)?;
+        let Completion { request, slot, result: Err(error) } = completion else {
+            return Some(completion);
+        };
+        if self.retried.insert(request.tag) {
+            self.submit_on(Path::Buffered, request, slot);
+            return None;
+        }
+        Some(Completion { request, slot, result: Err(error) })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pread.in_flight() + self.uring.as_ref().map_or(0, Reader::in_flight)
+    }
+}
+
+/// Whether most of a file's bytes are in the page cache, by a few looks; where the kernel cannot
+/// tell, yes.
+pub(crate) fn is_mostly_cached(file: &LocalFile) -> bool {
+    const LOOKS: u64 = 16;
+    let step = file.len() / LOOKS;
+    let cached = (0..LOOKS).filter(|look| {
+        system::is_cached(file.buffered(), look * step + step / 2).unwrap_or(true)
+    });
+    cached.count() as u64 > LOOKS / 2
+}

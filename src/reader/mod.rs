@@ -1,0 +1,53 @@
+//! Fills slots. Whoever is reading owns the slot, and gives it back with the outcome.
+
+use std::io;
+use std::time::Duration;
+
+pub(crate) mod ahead;
+pub(crate) mod choice;
+pub(crate) mod pread;
+pub(crate) mod uring;
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub(crate) use choice::{CachePolicy, ChoosingReader};
+
+use crate::device::Slot;
+
+/// A read to be done: `bytes` of a source, from an aligned offset, to the start of a slot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    /// The caller's number for it.
+    pub(crate) tag: usize,
+    /// Which source.
+    pub(crate) shard: usize,
+    /// Where it begins.
+    pub(crate) offset: u64,
+    /// How many bytes; the source has them all.
+    pub(crate) bytes: usize,
+}
+
+/// A read that ended.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    /// What was asked.
+    pub(crate) request: Request,
+    /// The slot, nobody else's again.
+    pub(crate) slot: Slot,
+    /// How many bytes came (fewer than asked: the source has become shorter), or why none did.
+    pub(crate) result: io::Result<usize>,
+}
+
+/// Reads into slots. Dropping a reader waits for what is in flight: a slot is never freed under a
+/// read.
+pub(crate) trait Reader {
+    /// Begins a read; `wait` gives the slot back.
+    fn submit(&mut self, request: Request, slot: Slot);
+
+    /// The next read that ended, if one ends within the time.
+    fn wait(&mut self, timeout: Duration) -> Option<Completion>;
+
+    /// Reads begun and not given back.
+    fn in_flight(&self) -> usize;
+}

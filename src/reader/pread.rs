@@ -1,0 +1,152 @@
+//! Threads that read with pread: through the page cache, past it, or from any other source.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+
+use crate::config::{ALIGNMENT_BYTES, READ_THREADS_MAX, processors};
+use crate::device::Slot;
+use crate::reader::{Completion, Reader, Request};
+use crate::source::{Source, read_full};
+
+/// How a thread reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// As the source reads: for a file, through the page cache.
+    Buffered,
+    /// Past the page cache.
+    Direct,
+}
+
+struct Job {
+    request: Request,
+    path: Path,
+    slot: Slot,
+}
+
+/// A pool of reading threads that lives as long as one load; it grows with the reads in flight.
+#[derive(Debug)]
+pub(crate) struct PreadReader {
+    sources: Arc<[Arc<dyn Source>]>,
+    jobs: Option<Sender<Job>>,
+    jobs_out: Receiver<Job>,
+    done: Receiver<Completion>,
+    done_in: Sender<Completion>,
+    threads: Vec<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+impl PreadReader {
+    /// A pool without threads yet.
+    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>) -> Self {
+        let (jobs, jobs_out) = unbounded();
+        let (done_in, done) = unbounded();
+        let threads = Vec::new();
+        Self { sources, jobs: Some(jobs), jobs_out, done, done_in, threads, in_flight: 0 }
+    }
+
+    /// Begins a read on the given path.
+    pub(crate) fn submit_on(&mut self, path: Path, request: Request, slot: Slot) {
+        self.in_flight += 1;
+        self.grow();
+        let job = Job { request, path, slot };
+        match &self.jobs {
+            Some(jobs) if !self.threads.is_empty() => {
+                jobs.send(job).expect("the receiver lives as long as the pool");
+            }
+            // A process that may not have another thread reads on this one.
+            _ => {
+                let completion = carry_out(&self.sources, job);
+                self.done_in.send(completion).expect("the receiver lives as long as the pool");
+            }
+        }
+    }
+
+    /// Threads that were needed.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.len()
+    }
+
+    fn grow(&mut self) {
+        let most = processors().clamp(2, READ_THREADS_MAX);
+        if self.threads.len() >= self.in_flight.min(most) {
+            return;
+        }
+        let sources = Arc::clone(&self.sources);
+        let (jobs, done) = (self.jobs_out.clone(), self.done_in.clone());
+        let name = format!("sst-read-{}", self.threads.len());
+        let thread = Builder::new().name(name).spawn(move || {
+            for job in jobs {
+                if done.send(carry_out(&sources, job)).is_err() {
+                    break;
+                }
+            }
+        });
+        self.threads.extend(thread);
+    }
+}
+
+/// Reads. A panic becomes the result, and the slot comes back all the same.
+fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Completion {
+    let Job { request, path, mut slot } = job;
+    let read = catch_unwind(AssertUnwindSafe(|| {
+        let source = sources[request.shard].as_ref();
+        let direct = source.local().and_then(|local| local.direct());
+        match (path, direct) {
+            (Path::Direct, Some(file)) => read_direct(file, &request, &mut slot),
+            _ => read_full(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
+        }
+    }));
+    let result = read.unwrap_or_else(|_| Err(io::Error::other("a read thread panicked")));
+    Completion { request, slot, result }
+}
+
+/// Reads whole aligned blocks. After a short read goes on from the last aligned offset: what
+/// direct I/O gives can end anywhere.
+fn read_direct(file: &File, request: &Request, slot: &mut Slot) -> io::Result<usize> {
+    let asked = request.bytes.next_multiple_of(ALIGNMENT_BYTES);
+    let mut done = 0;
+    while done < request.bytes {
+        let from = done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
+        let target = &mut slot.as_mut_slice()[from..asked];
+        match file.read_at(target, request.offset + from as u64) {
+            Ok(count) if from + count <= done => break,
+            Ok(count) => done = from + count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done.min(request.bytes))
+}
+
+impl Reader for PreadReader {
+    fn submit(&mut self, request: Request, slot: Slot) {
+        self.submit_on(Path::Buffered, request, slot);
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Option<Completion> {
+        let completion = self.done.recv_timeout(timeout).ok()?;
+        self.in_flight -= 1;
+        Some(completion)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for PreadReader {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A read thread never panics: `carry_out` catches.
+            let _ended = thread.join();
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Direct reads through `io_uring`: a deep queue, one system call for many, almost no CPU.
+#![expect(unsafe_code, reason = "the kernel writes into slots while their reads are in flight")]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode};
+
+use crate::config::{ALIGNMENT_BYTES, LOAD_SLOTS_MAX};
+use crate::device::Slot;
+use crate::reader::{Completion, Reader, Request};
+use crate::source::Source;
+
+/// Reads in flight at once; never more than a load has slots.
+const QUEUE_ENTRIES: u32 = 8;
+
+const _: () = assert!(QUEUE_ENTRIES as usize == LOAD_SLOTS_MAX);
+
+/// A read the kernel is doing. The slot stays here until the kernel says that it is done.
+#[derive(Debug)]
+struct Pending {
+    request: Request,
+    slot: Slot,
+    done: usize,
+}
+
+/// A ring that was seen to work, and the reads in it.
+pub(crate) struct UringReader {
+    ring: IoUring,
+    sources: Arc<[Arc<dyn Source>]>,
+    registered: Vec<usize>,
+    pending: Vec<Option<Pending>>,
+    ended: VecDeque<Completion>,
+    in_flight: usize,
+}
+
+impl UringReader {
+    /// Tries the kernel; in case of refusal says why, in words that a person can act on.
+    pub(crate) fn probe(sources: Arc<[Arc<dyn Source>]>) -> Result<Self, String> {
+        let ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
+        if !ring.params().is_feature_ext_arg() {
+            return Err("io_uring of this kernel cannot wait with a time limit".to_owned());
+        }
+        let (registered, pending, ended) = (Vec::new(), Vec::new(), VecDeque::new());
+        Ok(Self { ring, sources, registered, pending, ended, in_flight: 0 })
+    }
+
+    /// Registers slots with the kernel, which then need not pin them for every read. Where the
+    /// limit on locked memory forbids it, reads go on unregistered.
+    pub(crate) fn register(&mut self, slots: &mut [Slot]) {
+        let vectors: Vec<libc::iovec> = slots
+            .iter_mut()
+            .map(Slot::as_mut_slice)
+            .map(|memory| libc::iovec {
+                iov_base: memory.as_mut_ptr().cast(),
+                iov_len: memory.len(),
+            })
+            .collect();
+        // SAFETY: registering pins the pages: the kernel keeps them even if a slot were unmapped,
+        // and it writes into them only for a read whose slot `pending` owns.
+        let registered = unsafe { self.ring.submitter().register_buffers(&vectors) };
+        if registered.is_ok() {
+            self.registered = vectors.iter().map(|vector| vector.iov_base as usize).collect();
+        }
+    }
+
+    /// Queues the rest of a read; fails only while the kernel knows nothing of it.
+    fn push(&mut self, index: usize) -> io::Result<()> {
+        let missing = || io::Error::from_raw_os_error(libc::EINVAL);
+        let pending = self.pending[index].as_mut().ok_or_else(missing)?;
+        let Request { shard, offset, bytes, .. } = pending.request;
+        let file = self.sources[shard].local().and_then(|local| local.direct());
+        let file = file.ok_or_else(missing)?;
+        let from = pending.done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
+        let memory = &mut pending.slot.as_mut_slice()[..bytes.next_multiple_of(ALIGNMENT_BYTES)];
+        let slot_address = memory.as_ptr() as usize;
+        let target = &mut memory[from..];
+        let asked = u32::try_from(target.len()).map_err(io::Error::other)?;
+        let (address, descriptor) = (target.as_mut_ptr(), Fd(file.as_raw_fd()));
+        let offset = offset + from as u64;
+        let buffer = self.registered.iter().position(|&start| start == slot_address);
+        let entry = match buffer.and_then(|buffer| u16::try_from(buffer).ok()) {
+            Some(buffer) => opcode::ReadFixed::new(descriptor, address, asked, buffer)
+                .offset(offset)
+                .build(),
+            None => opcode::Read::new(descriptor, address, asked).offset(offset).build(),
+        };
+        // SAFETY: the target lies in a slot that `pending` owns until its completion was seen, and
+        // the source that owns the descriptor lives as long as this reader.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
+        pushed.map_err(io::Error::other)?;
+        // An entry that is not taken now stays queued, and `wait` takes it along.
+        let _taken = self.ring.submit();
+        Ok(())
+    }
+
+    /// Looks at what the kernel says of a read: whole, ended early, failed, or to be continued.
+    fn advance(&mut self, index: usize, outcome: i32) {
+        let Some(pending) = self.pending[index].as_mut() else { return };
+        let bytes = pending.request.bytes;
+        let from = pending.done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
+        match usize::try_from(outcome) {
+            Ok(count) if from + count <= pending.done => {
+                let done = pending.done;
+                return self.end(index, Ok(done));
+            }
+            Ok(count) => pending.done = from + count,
+            Err(_) if [libc::EINTR, libc::EAGAIN].contains(&-outcome) => {}
+            Err(_) => return self.end(index, Err(io::Error::from_raw_os_error(-outcome))),
+        }
+        if pending.done >= bytes {
+            self.end(index, Ok(bytes));
+        } else if let Err(error) = self.push(index) {
+            self.end(index, Err(error));
+        }
+    }
+
+    fn end(&mut self, index: usize, result: io::Result<usize>) {
+        if let Some(Pending { request, slot, .. }) = self.pending[index].take() {
+            self.ended.push_back(Completion { request, slot, result });
+        }
+    }
+}
+
+impl Reader for UringReader {
+    fn submit(&mut self, request: Request, slot: Slot) {
+        self.in_flight += 1;
+        let index = self.pending.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.pending.push(None);
+            self.pending.len() - 1
+        });
+        self.pending[index] = Some(Pending { request, slot, done: 0 });
+        if let Err(error) = self.push(index) {
+            self.end(index, Err(error));
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Option<Completion> {
+        let mut waited = false;
+        loop {
+            if let Some(completion) = self.ended.pop_front() {
+                self.in_flight -= 1;
+                return Some(completion);
+            }
+            let entry = self.ring.completion().next();
+            if let Some(entry) = entry {
+                let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+                self.advance(index, entry.result());
+            } else if waited || self.in_flight == 0 {
+                return None;
+            } else {
+                let limit = Timespec::from(timeout);
+                let arguments = SubmitArgs::new().timespec(&limit);
+                // Time over and interrupted alike: whoever waits looks at signals and returns.
+                let _woken = self.ring.submitter().submit_with_args(1, &arguments);
+                waited = true;
+            }
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for UringReader {
+    /// Closing a ring does not stop its reads: the kernel would go on writing into freed slots.
+    fn drop(&mut self) {
+        while self.in_flight > 0 {
+            drop(self.wait(Duration::from_secs(1)));
+        }
+    }
+}
+
+fn refusal(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "io_uring is forbidden here (a container's seccomp filter, or the sysctl \
+             kernel.io_uring_disabled)"
+                .to_owned()
+        }
+        Some(libc::ENOSYS) => "this kernel has no io_uring".to_owned(),
+        Some(libc::ENOMEM) => "io_uring got no memory (ulimit -l)".to_owned(),
+        _ => format!("io_uring cannot be set up: {error}"),
+    }
+}

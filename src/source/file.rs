@@ -1,0 +1,123 @@
+//! A local file, opened once for header and data.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::config::ALIGNMENT_BYTES;
+use crate::error::{Error, Result};
+use crate::source::{Source, system};
+
+/// What must stay the same for the bytes to be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+}
+
+impl Identity {
+    fn of(file: &File) -> io::Result<Self> {
+        let facts = file.metadata()?;
+        Ok(Self {
+            device: facts.dev(),
+            inode: facts.ino(),
+            bytes: facts.size(),
+            modified: (facts.mtime(), facts.mtime_nsec()),
+        })
+    }
+}
+
+/// A regular file on this machine.
+#[derive(Debug)]
+pub(crate) struct LocalFile {
+    path: PathBuf,
+    file: File,
+    identity: Identity,
+    direct: OnceLock<Option<File>>,
+}
+
+impl LocalFile {
+    /// Opens a regular file; never blocks, as opening a FIFO otherwise would.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|error| Error::io(path, error))?;
+        let facts = file.metadata().map_err(|error| Error::io(path, error))?;
+        let kind = facts.file_type();
+        if kind.is_dir() {
+            return Err(Error::refused(path, libc::EISDIR, "Is a directory"));
+        }
+        if !kind.is_file() {
+            let what = if kind.is_fifo() { "a FIFO" } else { "a device or socket" };
+            let message = format!("Not a regular file but {what}");
+            return Err(Error::refused(path, libc::ENODEV, &message));
+        }
+        let identity = Identity::of(&file).map_err(|error| Error::io(path, error))?;
+        Ok(Self { path: path.to_owned(), file, identity, direct: OnceLock::new() })
+    }
+
+    /// The descriptor for reads through the page cache.
+    pub(crate) fn buffered(&self) -> &File {
+        &self.file
+    }
+
+    /// The descriptor for reads past the page cache, where the file system has such.
+    pub(crate) fn direct(&self) -> Option<&File> {
+        self.direct.get_or_init(|| self.open_direct()).as_ref()
+    }
+
+    /// What tells this file from another, or from itself changed.
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Opens the same file again, past the cache, also when its name is another's by now. What
+    /// statx says decides: some file systems accept the flag and read through the cache.
+    fn open_direct(&self) -> Option<File> {
+        let alignment = system::direct_alignment_bytes(&self.file)?;
+        if alignment as usize > ALIGNMENT_BYTES {
+            return None;
+        }
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
+    }
+}
+
+impl Source for LocalFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn len(&self) -> u64 {
+        self.identity.bytes
+    }
+
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(target, offset)
+    }
+
+    fn local(&self) -> Option<&LocalFile> {
+        Some(self)
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let now = Identity::of(&self.file).map_err(|error| Error::io(&self.path, error))?;
+        if now == self.identity {
+            return Ok(());
+        }
+        Err(Error::Read {
+            path: self.path.clone(),
+            offset: 0,
+            wanted: self.identity.bytes,
+            got: now.bytes,
+            target: None,
+            tensor: None,
+            cause: "the file was written to while it was being loaded; load it again".to_owned(),
+            errno: None,
+        })
+    }
+}

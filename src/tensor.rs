@@ -1,0 +1,36 @@
+//! A loaded tensor: it keeps its memory alive and knows its place in it.
+
+use std::sync::Arc;
+
+use crate::device::{HostBuffer, Mapping};
+use crate::format::Dtype;
+
+/// What a tensor's bytes lie in.
+#[derive(Clone, Debug)]
+pub(crate) enum Memory {
+    /// A mapped file, and the tensor's offset in it.
+    Mapped(Arc<Mapping>, usize),
+    /// Memory of its own.
+    Owned(HostBuffer),
+}
+
+/// Bytes with a type and a shape.
+#[derive(Debug)]
+pub(crate) struct Tensor {
+    /// Where the bytes are.
+    pub(crate) memory: Memory,
+    /// The element type.
+    pub(crate) dtype: Dtype,
+    /// The dimensions, in elements of the format.
+    pub(crate) shape: Vec<u64>,
+}
+
+impl Memory {
+    /// The address of the tensor's first byte.
+    pub(crate) fn address(&self) -> *mut u8 {
+        match self {
+            Self::Mapped(mapping, offset) => mapping.address().wrapping_add(*offset),
+            Self::Owned(buffer) => buffer.address(),
+        }
+    }
+}
