@@ -83,7 +83,8 @@ def _save_qwen2(folder: Path, steps: int) -> None:
         tie_word_embeddings=True,
     )
     with torch.device("meta"):
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+        model = Qwen2ForCausalLM(config)
+    model.bfloat16()
     total = sum(parameter.nbytes for parameter in model.parameters())
     largest_weight = 2 * config.hidden_size * config.intermediate_size
     print(f"making a {total / 1e9:.2f} GB checkpoint in {CACHE} (once)", flush=True)
@@ -102,7 +103,7 @@ def _fill(parameters: list[torch.nn.Parameter]) -> None:
     tile = torch.empty(TILE_ELEMENTS, dtype=torch.bfloat16).normal_(0, 0.02, generator=seed)
     position = 0
     for parameter in parameters:
-        for piece in parameter.detach().view(-1).split(TILE_ELEMENTS):
+        for piece in torch.split(parameter.detach().view(-1), TILE_ELEMENTS):
             head = min(TILE_ELEMENTS - position, piece.numel())
             piece[:head] = tile[position : position + head]
             piece[head:] = tile[: piece.numel() - head]

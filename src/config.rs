@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// One slot: 98 % of a PCIe 5 link, and a full queue at eight of them.
+/// One slot: 98 % of a `PCIe` 5 link, and a full queue at eight of them.
 pub(crate) const SLOT_BYTES: usize = 8 << 20;
 
 /// Bytes a read takes when the page cache holds them, so that the slots in use stay in L3.

@@ -1,1 +1,346 @@
-//! x
+//! One suite of behaviours, run over every reader × source × device; a seeded simulation of the
+//! pipeline; and the sweep that fails operation 1, 2, 3 … until a load completes.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use crate::config::ReaderChoice;
+use crate::device::fake::FakeDevice;
+use crate::device::{Device, HostBuffer, HostDevice};
+use crate::error::{Error, Result};
+use crate::pipeline::{Caller, Load};
+use crate::plan::{Plan, Wanted};
+use crate::reader::fake::{FakeReader, Random};
+use crate::reader::{CachePolicy, ChoosingReader, Reader};
+use crate::ring::Ring;
+use crate::source::faulty::{Faults, FaultySource, Mode};
+use crate::source::memory::MemorySource;
+use crate::source::{Source, open};
+
+const SLOT_BYTES: usize = 16 << 10;
+const SLOTS: usize = 4;
+
+type Sources = Arc<[Arc<dyn Source>]>;
+
+/// Bytes that tell their place.
+fn content(len: usize, salt: usize) -> Vec<u8> {
+    (0..len).map(|place| (place.wrapping_mul(131) >> 3).wrapping_add(salt * 17) as u8).collect()
+}
+
+/// Keeps what arrives; fails on cue.
+struct Recorder {
+    faults: Arc<Faults>,
+    arrived: Vec<Option<HostBuffer>>,
+    checks: usize,
+}
+
+impl Recorder {
+    fn new(targets: usize, faults: &Arc<Faults>) -> Self {
+        Self { faults: Arc::clone(faults), arrived: vec![None; targets], checks: 0 }
+    }
+}
+
+impl Caller for Recorder {
+    fn deliver(&mut self, target: usize, buffer: HostBuffer) -> Result<()> {
+        self.faults.step().map_err(|error| Error::Stopped(Box::new(error)))?;
+        assert!(self.arrived[target].replace(buffer).is_none(), "delivered twice");
+        Ok(())
+    }
+
+    fn check(&mut self, _bytes_done: u64) -> Result<()> {
+        self.checks += 1;
+        self.faults.step().map_err(|error| Error::Stopped(Box::new(error)))
+    }
+}
+
+/// What a load is made of.
+struct Scene {
+    sources: Sources,
+    contents: Vec<Vec<u8>>,
+    wanted: Vec<Wanted>,
+}
+
+impl Scene {
+    /// Runs a load and checks what must hold whatever happens: nothing in flight, every slot back,
+    /// and on success every byte right.
+    fn run(
+        &self,
+        reader: &mut dyn Reader,
+        device: &mut dyn Device,
+        faults: &Arc<Faults>,
+    ) -> Result<()> {
+        let ring = Ring::new(SLOT_BYTES, SLOTS);
+        let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
+        let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES);
+        let mut recorder = Recorder::new(self.wanted.len(), faults);
+        let mut lease = ring.lend(SLOTS).unwrap();
+        let outcome = Load {
+            plan: &plan,
+            sources: &self.sources,
+            reader: &mut *reader,
+            device: &mut *device,
+            lease: &mut lease,
+            caller: &mut recorder,
+        }
+        .run();
+        assert_eq!((reader.in_flight(), device.in_flight()), (0, 0), "left in flight");
+        drop(lease);
+        assert_eq!((ring.made(), ring.idle()), (SLOTS, SLOTS), "a slot is lost");
+        outcome?;
+        for (wanted, arrived) in self.wanted.iter().zip(recorder.arrived) {
+            let range = wanted.begin as usize..wanted.end as usize;
+            let expected = &self.contents[wanted.shard][range];
+            assert!(arrived.expect("a tensor is missing").to_vec(expected.len()) == expected);
+        }
+        Ok(())
+    }
+}
+
+/// Ranges of two sources: small, large, empty, overlapping, far apart, up to the last byte.
+fn wanted(lengths: &[usize]) -> Vec<Wanted> {
+    let mut all = Vec::new();
+    for (shard, &len) in lengths.iter().enumerate() {
+        let len = len as u64;
+        for (begin, end) in [(8, 9), (9, 9), (100, 40_001), (40_001, 40_001), (300_000, len)] {
+            all.push(Wanted { shard, begin: begin.min(len), end: end.min(len) });
+        }
+        all.push(Wanted { shard, begin: 0, end: len });
+    }
+    all
+}
+
+const LENGTHS: [usize; 2] = [400_123, 131_072];
+
+fn contents() -> Vec<Vec<u8>> {
+    LENGTHS.iter().enumerate().map(|(salt, &len)| content(len, salt)).collect()
+}
+
+fn scene(sources: Vec<Arc<dyn Source>>) -> Scene {
+    Scene { sources: sources.into(), contents: contents(), wanted: wanted(&LENGTHS) }
+}
+
+/// Files on the disk the project lies on: a temporary folder may be memory, which has no direct I/O.
+fn files() -> (tempfile::TempDir, Scene) {
+    let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let write = |(index, bytes): (usize, Vec<u8>)| -> Arc<dyn Source> {
+        let path = folder.path().join(format!("shard-{index}"));
+        let mut file = std::fs::File::create(&path).unwrap();
+        file.write_all(&bytes).unwrap();
+        file.sync_all().unwrap();
+        open(&path).unwrap()
+    };
+    let sources = contents().into_iter().enumerate().map(write).collect();
+    (folder, scene(sources))
+}
+
+fn in_memory() -> Scene {
+    let source = |bytes| -> Arc<dyn Source> { Arc::new(MemorySource(bytes)) };
+    scene(contents().into_iter().map(source).collect())
+}
+
+fn faulty(faults: &Arc<Faults>, promised_more: u64) -> Scene {
+    let source = |bytes: Vec<u8>| -> Arc<dyn Source> {
+        let promised = bytes.len() as u64 + promised_more;
+        Arc::new(FaultySource { bytes, promised, faults: Arc::clone(faults) })
+    };
+    scene(contents().into_iter().map(source).collect())
+}
+
+/// Every reader that a source can be read by.
+fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
+    let never = Faults::never();
+    let choosing = |choice, policy| -> Box<dyn Reader> {
+        Box::new(ChoosingReader::new(Arc::clone(sources), choice, policy, 1))
+    };
+    let fake = FakeReader {
+        sources: Arc::clone(sources),
+        faults: never,
+        random: Random(7),
+        held: Vec::new(),
+    };
+    let mut readers: Vec<(String, Box<dyn Reader>)> = vec![("fake".to_owned(), Box::new(fake))];
+    for choice in [ReaderChoice::Auto, ReaderChoice::Pread] {
+        for policy in [CachePolicy::Auto, CachePolicy::Keep, CachePolicy::Bypass] {
+            readers.push((format!("{choice:?} {policy:?}"), choosing(choice, policy)));
+        }
+    }
+    readers
+}
+
+fn devices() -> Vec<Box<dyn Device>> {
+    let fake = FakeDevice { faults: Faults::never(), seed: 3, held: Vec::new() };
+    vec![Box::new(HostDevice::new()), Box::new(fake)]
+}
+
+/// Drops a file's pages, so that the next read is from the disk.
+fn make_cold(scene: &Scene) {
+    for source in scene.sources.iter() {
+        crate::source::system::drop_cache(source.local().unwrap().buffered());
+    }
+}
+
+#[test]
+fn every_reader_source_and_device_delivers_every_byte() {
+    let (_folder, on_disk) = files();
+    let mut combinations = 0;
+    for (name, scene) in [
+        ("file", &on_disk),
+        ("memory", &in_memory()),
+        ("short reads", &faulty(&Faults::never(), 0)),
+    ] {
+        for cold in [false, true] {
+            if name == "file" && cold {
+                make_cold(scene);
+            }
+            for (reader_name, mut reader) in readers(&scene.sources) {
+                for mut device in devices() {
+                    let outcome = scene.run(reader.as_mut(), device.as_mut(), &Faults::never());
+                    assert!(outcome.is_ok(), "{name} {reader_name}: {outcome:?}");
+                    combinations += 1;
+                }
+            }
+        }
+    }
+    println_in_test(&format!("conformance: {combinations} combinations"));
+}
+
+#[test]
+fn a_source_that_ends_early_is_an_error_that_says_where() {
+    let scene = faulty(&Faults::never(), 5_000);
+    let (_folder, on_disk) = files();
+    let grown = |wanted: &Wanted| Wanted { end: wanted.end + 5_000, ..*wanted };
+    for scene in [scene, on_disk] {
+        let last = *scene.wanted.last().unwrap();
+        let wanted = vec![if scene.sources[0].local().is_some() {
+            grown(&last)
+        } else {
+            Wanted { end: last.end + 5_000, ..last }
+        }];
+        let scene = Scene { wanted, ..scene };
+        let truncated: Vec<Arc<dyn Source>> = scene.sources.iter().map(promising).collect();
+        let scene = Scene { sources: truncated.into(), ..scene };
+        for (name, mut reader) in readers(&scene.sources) {
+            for mut device in devices() {
+                let error = scene.run(reader.as_mut(), device.as_mut(), &Faults::never());
+                match error.unwrap_err() {
+                    Error::Read { offset, wanted, got, target: Some(0), .. } => {
+                        assert!(got < wanted && offset + got == LENGTHS[1] as u64, "{name}");
+                    }
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+        }
+    }
+}
+
+/// The same source, saying that it is longer than it is: what a file is that was truncated.
+fn promising(source: &Arc<dyn Source>) -> Arc<dyn Source> {
+    #[derive(Debug)]
+    struct Promising(Arc<dyn Source>);
+    impl Source for Promising {
+        fn path(&self) -> &std::path::Path {
+            self.0.path()
+        }
+        fn len(&self) -> u64 {
+            self.0.len().max(LENGTHS[1] as u64) + 5_000
+        }
+        fn read_at(&self, offset: u64, target: &mut [u8]) -> std::io::Result<usize> {
+            self.0.read_at(offset, target)
+        }
+        fn local(&self) -> Option<&crate::source::LocalFile> {
+            self.0.local()
+        }
+    }
+    Arc::new(Promising(Arc::clone(source)))
+}
+
+#[test]
+fn a_caller_that_stops_ends_the_load_at_once() {
+    let (_folder, scene) = files();
+    for (_, mut reader) in readers(&scene.sources) {
+        let faults = Faults::at(3, Mode::FromThenOn);
+        let outcome = scene.run(reader.as_mut(), &mut HostDevice::new(), &faults);
+        assert!(matches!(outcome, Err(Error::Stopped(_))));
+    }
+}
+
+#[test]
+fn thousands_of_seeds_end_in_right_bytes_or_a_typed_error() {
+    let (mut right, mut refused) = (0, 0);
+    for seed in 0..3_000 {
+        let mut random = Random(seed);
+        let failing = if seed % 3 == 0 { usize::MAX } else { 1 + random.below(120) };
+        let mode = if seed % 2 == 0 { Mode::Once } else { Mode::FromThenOn };
+        let faults = Faults::at(failing, mode);
+        let scene = faulty(&faults, 0);
+        let mut reader = FakeReader {
+            sources: Arc::clone(&scene.sources),
+            faults: Arc::clone(&faults),
+            random,
+            held: Vec::new(),
+        };
+        let mut device = FakeDevice { faults: Arc::clone(&faults), seed, held: Vec::new() };
+        match scene.run(&mut reader, &mut device, &faults) {
+            Ok(()) => right += 1,
+            Err(error) => {
+                assert!(faults.fired(), "seed {seed}: {error:?} without a fault");
+                refused += 1;
+            }
+        }
+    }
+    println_in_test(&format!("simulation: 3000 seeds, {right} right, {refused} typed errors"));
+    assert!(right > 500 && refused > 500);
+}
+
+#[test]
+fn the_nth_operation_fails_for_every_n() {
+    let (mut failed, mut survived) = (0, 0);
+    for mode in [Mode::Once, Mode::FromThenOn] {
+        for real_reader in [false, true] {
+            for n in 1.. {
+                let faults = Faults::at(n, mode);
+                let scene = faulty(&faults, 0);
+                let mut reader = reader_for_sweep(real_reader, &scene.sources, &faults);
+                let faults_of_device = Arc::clone(&faults);
+                let mut device = FakeDevice { faults: faults_of_device, seed: 1, held: Vec::new() };
+                let outcome = scene.run(reader.as_mut(), &mut device, &faults);
+                if !faults.fired() {
+                    assert!(outcome.is_ok(), "no fault, and yet {outcome:?}");
+                    break;
+                }
+                failed += 1;
+                survived += usize::from(outcome.is_ok());
+                let typed = matches!(
+                    outcome,
+                    Ok(()) | Err(Error::Read { .. } | Error::Memory { .. } | Error::Stopped(_))
+                ) || matches!(&outcome, Err(Error::Internal(text)) if text.contains("on cue"));
+                assert!(typed, "operation {n}: {outcome:?}");
+                let healthy = faulty(&Faults::never(), 0);
+                let mut next = reader_for_sweep(real_reader, &healthy.sources, &Faults::never());
+                let again = healthy.run(next.as_mut(), &mut HostDevice::new(), &Faults::never());
+                assert!(again.is_ok(), "the load after operation {n} failed: {again:?}");
+            }
+        }
+    }
+    println_in_test(&format!(
+        "failure sweep: {failed} operations failed, {survived} loads survived by a second try, \
+         {} ended in a typed error; nothing leaked, every next load worked",
+        failed - survived
+    ));
+    assert!(failed > 400 && survived > 0);
+}
+
+fn reader_for_sweep(real: bool, sources: &Sources, faults: &Arc<Faults>) -> Box<dyn Reader> {
+    let sources = Arc::clone(sources);
+    if real {
+        let (choice, policy) = (ReaderChoice::Auto, CachePolicy::Auto);
+        return Box::new(ChoosingReader::new(sources, choice, policy, 1));
+    }
+    let faults = Arc::clone(faults);
+    Box::new(FakeReader { sources, faults, random: Random(5), held: Vec::new() })
+}
+
+#[expect(clippy::print_stdout, reason = "the figures of a test run are for people to read")]
+fn println_in_test(line: &str) {
+    println!("{line}");
+}

@@ -4,6 +4,11 @@
 //! The modules stand in the order in which the bytes meet them, and each uses only those above
 //! it (`ci/tidy.py` checks that).
 
+#![cfg_attr(
+    not(feature = "python"),
+    expect(dead_code, reason = "only the extension module uses all of it")
+)]
+
 /// What can go wrong, by what the caller can do about it.
 pub(crate) mod error;
 
@@ -42,6 +47,7 @@ pub(crate) mod checkpoint;
 
 /// One suite of behaviours over every reader, source and device, and the failure sweep.
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod conformance;
 
 /// The extension module: converts, detaches, calls, converts.

@@ -86,10 +86,8 @@ impl Load<'_, '_> {
                 if let Some(completion) = self.reader.wait(SIGNAL_INTERVAL) {
                     self.completed(progress, completion)?;
                 }
-            } else if self.device.in_flight() > 0 {
-                if let Some(placed) = self.device.wait(SIGNAL_INTERVAL) {
-                    self.placed(progress, placed)?;
-                }
+            } else if let Some(placed) = self.device.wait(SIGNAL_INTERVAL) {
+                self.placed(progress, placed)?;
             }
         }
     }
@@ -162,15 +160,14 @@ impl Load<'_, '_> {
     ) -> Result<Vec<Placement>> {
         let mut placements = Vec::with_capacity(self.plan.reads[read].pieces.len());
         for piece in &self.plan.reads[read].pieces {
-            let buffer = match filling.get(&piece.target) {
-                Some(known) => known.buffer.clone(),
-                None => {
-                    let missing = self.plan.wanted[piece.target].bytes();
-                    let bytes = usize::try_from(missing).unwrap_or(usize::MAX);
-                    let buffer = self.device.allocate(bytes)?;
-                    filling.insert(piece.target, Filling { buffer: buffer.clone(), missing });
-                    buffer
-                }
+            let buffer = if let Some(known) = filling.get(&piece.target) {
+                known.buffer.clone()
+            } else {
+                let missing = self.plan.wanted[piece.target].bytes();
+                let bytes = usize::try_from(missing).unwrap_or(usize::MAX);
+                let buffer = self.device.allocate(bytes)?;
+                filling.insert(piece.target, Filling { buffer: buffer.clone(), missing });
+                buffer
             };
             placements.push(Placement {
                 buffer,
@@ -190,11 +187,11 @@ impl Load<'_, '_> {
             let Some(target) = progress.filling.get_mut(&piece.target) else { continue };
             progress.bytes_done += piece.bytes as u64;
             target.missing -= piece.bytes as u64;
-            if target.missing == 0 {
-                if let Some(whole) = progress.filling.remove(&piece.target) {
-                    progress.delivered += 1;
-                    self.caller.deliver(piece.target, whole.buffer)?;
-                }
+            if target.missing == 0
+                && let Some(whole) = progress.filling.remove(&piece.target)
+            {
+                progress.delivered += 1;
+                self.caller.deliver(piece.target, whole.buffer)?;
             }
         }
         Ok(())
@@ -210,6 +207,8 @@ impl Load<'_, '_> {
         while self.device.in_flight() > 0 {
             slots.extend(self.device.wait(SIGNAL_INTERVAL).map(|placed| placed.slot));
         }
-        slots.into_iter().for_each(|slot| self.lease.put(slot));
+        for slot in slots {
+            self.lease.put(slot);
+        }
     }
 }

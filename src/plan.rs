@@ -70,9 +70,9 @@ impl Plan {
             span = match span.take() {
                 Some(open) if open.reaches(&range) => Some(open.with(target, &range)),
                 finished => {
-                    finished.into_iter().for_each(|open| {
+                    if let Some(open) = finished {
                         open.cut(&wanted, source_bytes[open.shard], chunk_bytes, &mut reads);
-                    });
+                    }
                     Some(Span::new(target, &range))
                 }
             };
@@ -150,6 +150,7 @@ impl Span {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
     use super::{ALIGNMENT_BYTES, GAP_BYTES_MAX, Plan, Wanted};
 

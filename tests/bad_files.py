@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FOUR = bytes((1, 2, 3, 4))
 HEADER_BYTES_MAX = 100_000_000
+CUT_DATA_BYTES = 1000  # in the foreign group's cut files, before the cut
 WIDTH_BITS = {
     "BOOL": 8,
     "F4": 4,
@@ -125,7 +126,7 @@ def one(value: str, data: bytes = FOUR) -> bytes:
 
 def shaped(shape: str, end: int, dtype: str = "U8") -> bytes:
     """Makes a file of one tensor with that shape and as many bytes as its offsets say."""
-    return one(entry(f'"{dtype}"', shape, 0, end), bytes(range(end)))
+    return one(entry(f'"{dtype}"', shape, 0, end), bytes(index % 251 for index in range(end)))
 
 
 def beside(field: str) -> bytes:
@@ -664,7 +665,7 @@ def _cost() -> dict[str, bytes | Callable[[], bytes]]:
 def _foreign() -> dict[str, bytes]:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548118077\n"
     protocol = b"}q\x00X\x06\x00\x00\x00weightq\x01]q\x02s."
-    good = file(table(a=entry('"U8"', "[1000]", 0, 1000)), bytes(1000))
+    good = shaped(f"[{CUT_DATA_BYTES}]", CUT_DATA_BYTES)
     index = {"metadata": {"total_size": 4}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     return {
         "empty": b"",
@@ -686,8 +687,8 @@ def _foreign() -> dict[str, bytes]:
         "zeros": bytes(4096),
         "cut_in_length": good[:5],
         "cut_in_header": good[:40],
-        "cut_before_data": good[: len(good) - 1000],
-        "cut_in_data": good[: len(good) - 400],
+        "cut_before_data": good[:-CUT_DATA_BYTES],
+        "cut_in_data": good[:-400],
     }
 
 

@@ -112,7 +112,7 @@ def _paths(path: Path | Sequence[Path]) -> list[str]:
         text = os.fspath(path)
         if os.path.lexists(text) or not glob.has_magic(text):
             return [text]
-        found = sorted(glob.glob(text, recursive=True))
+        found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - an absolute pattern too
         if not found:
             raise FileNotFoundError(f"No such file or directory: {text}")
         return found

@@ -37,7 +37,7 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
     _arguments: tuple[Any, ...]
     _upstream: Any
 
-    def __new__(
+    def __new__(  # noqa: PYI034 - or what upstream makes
         cls,
         filename: str | PathLike[str],
         framework: str,

@@ -4,12 +4,9 @@ Upstream's names are replaced where they live, and every module that already cap
 is found by identity over `sys.modules`, so no list of libraries has to be kept.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -18,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import safetensors
+from safetensors_streaming_children import AfterImport
 
 from safetensors_streaming import _load, _open, _upstream
 
@@ -77,45 +75,13 @@ class Status:
         )
 
 
-class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Runs an action after one module was imported, however it is found."""
-
-    def __init__(self, name: str, action: Callable[[], None]) -> None:
-        self.name = name
-        self.action = action
-        self.loader: Any = None
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        finders = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(fullname, path, target) for finder in finders)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            self.loader, spec.loader = spec.loader, self
-        return spec
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        module: ModuleType | None = self.loader.create_module(spec)
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.loader
-        module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        self.action()
-
-
 class _Patch:
     """The patch of this process: what was replaced by what."""
 
     def __init__(self) -> None:
         self.lock = RLock()
         self.replaced: list[tuple[object, object]] = []
-        self.hook: _AfterImport | None = None
+        self.hook: AfterImport | None = None
 
     def apply(self) -> None:
         """Replace everywhere; names that come later are found by the modules' own imports."""
@@ -126,8 +92,8 @@ class _Patch:
             if _TORCH_MODULE in sys.modules:
                 self._replace_torch()
             else:
-                self.hook = _AfterImport(_TORCH_MODULE, self._replace_torch_late)
-                sys.meta_path.insert(0, self.hook)
+                self.hook = AfterImport(_TORCH_MODULE, self._replace_torch_late)
+                self.hook.install()
 
     def undo(self) -> None:
         """Put upstream's names back, also into modules that captured ours since."""
@@ -159,8 +125,8 @@ class _Patch:
                 self._replace_torch()
 
     def _remove_hook(self) -> None:
-        if self.hook in sys.meta_path:
-            sys.meta_path.remove(self.hook)
+        if self.hook is not None:
+            self.hook.remove()
         self.hook = None
 
     def renew_lock(self) -> None:
@@ -169,7 +135,7 @@ class _Patch:
 
 
 def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str]]:
-    """Every attribute of every module that is one of the wanted objects; our own modules keep theirs."""
+    """Every attribute of a module that is one of the wanted objects, our own modules aside."""
     for module_name, module in list(sys.modules.items()):
         if module_name.split(".", maxsplit=1)[0] == "safetensors_streaming":
             continue

@@ -36,15 +36,15 @@ impl Options {
 
 /// Reads the wanted ranges into buffers of the device.
 pub(crate) fn run(
-    sources: Arc<[Arc<dyn Source>]>,
+    sources: &Arc<[Arc<dyn Source>]>,
     wanted: Vec<Wanted>,
-    options: &Options,
+    options: Options,
     device: &mut dyn Device,
     caller: &mut dyn Caller,
 ) -> Result<Report> {
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
-    let (chunk_bytes, slots_max) = sizes(&sources);
+    let (chunk_bytes, slots_max) = sizes(sources);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let plan = Plan::new(wanted, &source_bytes, chunk_bytes);
     let planned = began.elapsed().as_secs_f64();
@@ -52,17 +52,9 @@ pub(crate) fn run(
     let lease = Ring::of_process().lend(slots);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
     let mut reader =
-        ChoosingReader::new(Arc::clone(&sources), options.reader, options.cache, plan.bytes);
+        ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, plan.bytes);
     reader.register(lease.slots());
-    Load {
-        plan: &plan,
-        sources: &sources,
-        reader: &mut reader,
-        device,
-        lease: &mut lease,
-        caller,
-    }
-    .run()?;
+    Load { plan: &plan, sources, reader: &mut reader, device, lease: &mut lease, caller }.run()?;
     let total = began.elapsed().as_secs_f64();
     Ok(Report {
         files,

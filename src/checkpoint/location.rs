@@ -60,9 +60,8 @@ impl Location {
 
     fn of_index(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
-        let index = Index::parse(text.as_bytes()).map_err(|error| {
-            Error::Format(format!("invalid index {}: {error}", path.display()))
-        })?;
+        let index = Index::parse(text.as_bytes())
+            .map_err(|error| Error::Format(format!("invalid index {}: {error}", path.display())))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards: Vec<PathBuf> = index.shards().iter().map(|name| folder.join(name)).collect();
         for shard in &shards {

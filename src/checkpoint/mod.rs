@@ -14,10 +14,10 @@ pub(crate) use location::Location;
 
 use crate::device::{HostBuffer, HostDevice, Mapping};
 use crate::error::{Error, Result};
+use crate::format::Header;
 use crate::format::header::{LENGTH_BYTES, header_bytes};
 use crate::format::index::Index;
 use crate::format::sniff::{SNIFF_BYTES, hint};
-use crate::format::Header;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::reader::ahead::read_ahead;
@@ -71,7 +71,7 @@ impl Shard {
         &self,
         index: usize,
         rows: Option<Range<u64>>,
-        options: &Options,
+        options: Options,
         caller: &mut dyn Caller,
     ) -> Result<Tensor> {
         let info = self.header.tensor(index).ok_or_else(|| missing(&index.to_string()))?;
@@ -93,7 +93,7 @@ impl Shard {
         }
         let mut single = Single { caller, buffer: None };
         let name = info.name;
-        run(Arc::from([source]), vec![wanted], options, &mut HostDevice::new(), &mut single)
+        run(&Arc::from([source]), vec![wanted], options, &mut HostDevice::new(), &mut single)
             .map_err(|error| error.named(|_| name.to_owned()))?;
         let buffer = single.buffer.ok_or_else(|| Error::Internal("no tensor came".to_owned()))?;
         Ok(Tensor { memory: Memory::Owned(buffer), dtype: info.dtype, shape })
@@ -108,10 +108,11 @@ impl Shard {
     /// opened by its name again; if that is another file by now, nothing is read.
     pub(crate) fn read_ahead_if_cold(&self) {
         let Storage::Mapped(mapping, identity) = &self.storage else { return };
-        if let Ok(file) = LocalFile::open(&self.path) {
-            if file.identity() == *identity && !is_mostly_cached(&file) {
-                read_ahead(file, mapping);
-            }
+        if let Ok(file) = LocalFile::open(&self.path)
+            && file.identity() == *identity
+            && !is_mostly_cached(&file)
+        {
+            read_ahead(file, mapping);
         }
     }
 }
@@ -155,7 +156,7 @@ fn read_header(source: &dyn Source, words: &str) -> Result<Header> {
         Error::Format(format!("{words}: {fault}; {}{hint}", source.path().display()))
     };
     let length = header_bytes(&first, file_bytes).map_err(&refuse)?;
-    let (start, length) = (LENGTH_BYTES as usize, length as usize);
+    let start = LENGTH_BYTES;
     if let Some(header) = first.get(start..start + length) {
         return Header::parse(header, file_bytes).map_err(&refuse);
     }
@@ -269,13 +270,15 @@ impl Checkpoint {
                 path.display()
             ))
         };
-        let file_name = |shard: &Shard| shard.path.file_name().map(|name| name.to_owned());
+        let file_name = |shard: &Shard| shard.path.file_name().map(ToOwned::to_owned);
         let by_file: BTreeMap<_, _> =
             self.shards.iter().filter_map(|shard| Some((file_name(shard)?, shard))).collect();
         for (name, file) in index.tensors() {
             let shard = by_file.get(Path::new(file).as_os_str());
             if shard.is_none_or(|shard| shard.header.find(name).is_none()) {
-                return Err(disagree(format!("tensor `{name}` is not in {file}, as the index says")));
+                return Err(disagree(format!(
+                    "tensor `{name}` is not in {file}, as the index says"
+                )));
             }
         }
         for shard in &self.shards {

@@ -1,1 +1,61 @@
-//! x
+//! A device for tests: copies late and in any order, by a seed, and fails on cue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::device::host::carry_out;
+use crate::device::{Device, HostBuffer, Placed, Placement, Slot};
+use crate::error::{Error, Result};
+use crate::source::faulty::Faults;
+
+/// Holds slots until they are waited for.
+#[derive(Debug)]
+pub(crate) struct FakeDevice {
+    /// Which operations fail.
+    pub(crate) faults: Arc<Faults>,
+    /// The state of the order's generator.
+    pub(crate) seed: u64,
+    /// What it holds.
+    pub(crate) held: Vec<(usize, Slot, Vec<Placement>)>,
+}
+
+impl FakeDevice {
+    fn random(&mut self, bound: usize) -> usize {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(7);
+        (self.seed >> 33) as usize % bound.max(1)
+    }
+}
+
+impl Device for FakeDevice {
+    fn allocate(&mut self, bytes: usize) -> Result<HostBuffer> {
+        self.faults
+            .step()
+            .map_err(|_| Error::Memory { bytes: bytes as u64, purpose: "a tensor" })?;
+        HostBuffer::new(bytes)
+    }
+
+    fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
+        self.held.push((tag, slot, placements));
+    }
+
+    fn wait(&mut self, _timeout: Duration) -> Option<Placed> {
+        if self.held.is_empty() || self.random(3) == 0 {
+            return None;
+        }
+        let index = self.random(self.held.len());
+        let (tag, slot, placements) = self.held.swap_remove(index);
+        let mut placed = carry_out(tag, slot, &placements);
+        if self.faults.step().is_err() {
+            placed.result = Err(Error::Internal("the copy failed on cue".to_owned()));
+        }
+        Some(placed)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held.len()
+    }
+
+    fn threads(&self) -> usize {
+        0
+    }
+}

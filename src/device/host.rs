@@ -43,7 +43,11 @@ impl HostBuffer {
         let layout = layout.map_err(|_| out_of_memory())?;
         // SAFETY: the layout's size is at least one.
         let address = unsafe { alloc(layout) };
-        if address.is_null() { Err(out_of_memory()) } else { Ok(Self(Arc::new(Allocation { address, layout }))) }
+        if address.is_null() {
+            Err(out_of_memory())
+        } else {
+            Ok(Self(Arc::new(Allocation { address, layout })))
+        }
     }
 
     /// The address of its first byte.
@@ -107,8 +111,8 @@ impl HostDevice {
         let (jobs, done) = (self.jobs_out.clone(), self.done_in.clone());
         let name = format!("sst-copy-{}", self.threads.len());
         let thread = Builder::new().name(name).spawn(move || {
-            for job in jobs {
-                if done.send(carry_out(job)).is_err() {
+            for Job { tag, slot, placements } in jobs {
+                if done.send(carry_out(tag, slot, &placements)).is_err() {
                     break;
                 }
             }
@@ -118,10 +122,9 @@ impl HostDevice {
 }
 
 /// Copies every piece. A panic becomes the result, and the slot comes back all the same.
-fn carry_out(job: Job) -> Placed {
-    let Job { tag, slot, placements } = job;
+pub(crate) fn carry_out(tag: usize, slot: Slot, placements: &[Placement]) -> Placed {
     let copied = catch_unwind(AssertUnwindSafe(|| {
-        for piece in &placements {
+        for piece in placements {
             let bytes = &slot.as_slice()[piece.slot_offset..piece.slot_offset + piece.bytes];
             // SAFETY: pieces of one load never overlap in a destination (the plan's property),
             // and nobody reads a tensor before its last piece is placed.
@@ -139,13 +142,16 @@ impl Device for HostDevice {
     fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
         self.in_flight += 1;
         self.grow();
-        let job = Job { tag, slot, placements };
         match &self.jobs {
             Some(jobs) if !self.threads.is_empty() => {
+                let job = Job { tag, slot, placements };
                 jobs.send(job).expect("the receiver lives as long as the device");
             }
             // A process that may not have another thread copies on this one.
-            _ => self.done_in.send(carry_out(job)).expect("the receiver lives as long as we"),
+            _ => {
+                let placed = carry_out(tag, slot, &placements);
+                self.done_in.send(placed).expect("the receiver lives as long as the device");
+            }
         }
     }
 

@@ -48,7 +48,9 @@ fn foreign(first: &[u8]) -> Option<String> {
         );
     }
     if trimmed.starts_with("<?xml") {
-        return Some("this is an XML document, often a store's error: download it again".to_owned());
+        return Some(
+            "this is an XML document, often a store's error: download it again".to_owned(),
+        );
     }
     if trimmed.starts_with('{') && !first.get(1..8).is_some_and(|bytes| bytes.ends_with(&[0; 4])) {
         return Some(

@@ -52,7 +52,11 @@ pub(crate) fn safetensor_error(text: String) -> PyErr {
 fn os_error(errno: Option<i32>, text: String) -> PyErr {
     let Some(errno) = errno else { return PyOSError::new_err(text) };
     Python::attach(|py| {
-        let class = PyOSError::new_err((errno, "")).get_type(py);
+        // OSError itself knows which of its subclasses belongs to a number.
+        let class = match py.get_type::<PyOSError>().call1((errno, "")) {
+            Ok(instance) => instance.get_type(),
+            Err(error) => return error,
+        };
         let error = PyErr::from_type(class, text);
         // The text already says all; the number is for callers that look at it.
         let _told = error.value(py).setattr("errno", errno);

@@ -42,8 +42,8 @@ fn one_tensor<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let mut nobody = Collector::new(&[], None);
     let tensor = match &shard.storage {
-        Storage::Mapped(..) => shard.tensor(index, rows, &options(), &mut nobody),
-        Storage::Engine(_) => py.detach(|| shard.tensor(index, rows, &options(), &mut nobody)),
+        Storage::Mapped(..) => shard.tensor(index, rows, options(), &mut nobody),
+        Storage::Engine(_) => py.detach(|| shard.tensor(index, rows, options(), &mut nobody)),
     };
     to_torch(py, tensor?)
 }
@@ -95,7 +95,7 @@ impl Handle {
         let began = Instant::now();
         let checkpoint = self.opened()?;
         let places: Vec<Place> = checkpoint.places().collect();
-        let (dict, mut report) = to_dict(py, &checkpoint, &places, &options(), None)?;
+        let (dict, mut report) = to_dict(py, &checkpoint, &places, options(), None)?;
         report.seconds.total = began.elapsed().as_secs_f64();
         report.seconds.load = report.seconds.total - report.seconds.plan;
         remember(py, report);
@@ -198,8 +198,8 @@ fn leading_rows<'py>(
         }
         let start = u64::try_from(bounds.start).unwrap_or(0);
         let stop = u64::try_from(bounds.stop).unwrap_or(0).max(start);
-        let step = slice.getattr("step")?;
-        let rest = py.get_type::<PySlice>().call1((py.None(), py.None(), step))?;
+        let stride = slice.getattr("step")?;
+        let rest = py.get_type::<PySlice>().call1((py.None(), py.None(), stride))?;
         (start..stop, rest)
     } else {
         return Ok(None);

@@ -21,7 +21,8 @@ use crate::python::tensor::{import_torch, to_torch};
 use crate::reader::CachePolicy;
 use crate::report::{Report, Seconds};
 use crate::ring::Ring;
-use crate::source::{MemorySource, Source};
+use crate::source::Source;
+use crate::source::memory::MemorySource;
 use crate::tensor::{Memory, Tensor};
 
 /// Looks at signals, tells progress, and keeps what arrives.
@@ -42,11 +43,11 @@ impl Collector {
     }
 
     fn tell(&mut self, py: Python<'_>, done: u64) -> PyResult<()> {
-        if let Some(progress) = &self.progress {
-            if done > self.told {
-                self.told = done;
-                progress.call1(py, (done, self.total))?;
-            }
+        if let Some(progress) = &self.progress
+            && done > self.told
+        {
+            self.told = done;
+            progress.call1(py, (done, self.total))?;
         }
         Ok(())
     }
@@ -102,7 +103,7 @@ pub(crate) fn to_dict<'py>(
     py: Python<'py>,
     checkpoint: &Checkpoint,
     places: &[Place],
-    how: &Options,
+    how: Options,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Bound<'py, PyDict>, Report)> {
     let sources = sources_of(checkpoint);
@@ -111,9 +112,10 @@ pub(crate) fn to_dict<'py>(
     let report = if sources.is_empty() {
         mapped_report(checkpoint, &wanted)
     } else {
-        py.detach(|| run(sources, wanted, how, &mut HostDevice::new(), &mut collector))
+        py.detach(|| run(&sources, wanted, how, &mut HostDevice::new(), &mut collector))
             .map_err(|error| error.named(|target| checkpoint.name(places[target]).to_owned()))?
     };
+    let _pause = CollectorPause::begin(py)?;
     let dict = PyDict::new(py);
     for (&place, buffer) in places.iter().zip(std::mem::take(&mut collector.buffers)) {
         let tensor = tensor_at(checkpoint, place, buffer)?;
@@ -121,6 +123,31 @@ pub(crate) fn to_dict<'py>(
     }
     collector.tell(py, collector.total)?;
     Ok((dict, report))
+}
+
+/// Python's garbage collector, paused while many tensors are made: their number would make it walk
+/// the whole heap (90 ms after `import torch`), and none of them can be garbage yet.
+struct CollectorPause<'py> {
+    enable: Option<Bound<'py, PyAny>>,
+}
+
+impl<'py> CollectorPause<'py> {
+    fn begin(py: Python<'py>) -> PyResult<Self> {
+        let module = py.import("gc")?;
+        if !module.call_method0("isenabled")?.is_truthy()? {
+            return Ok(Self { enable: None });
+        }
+        let enable = Some(module.getattr("enable")?);
+        module.call_method0("disable")?;
+        Ok(Self { enable })
+    }
+}
+
+impl Drop for CollectorPause<'_> {
+    fn drop(&mut self) {
+        // `gc.enable` takes nothing and cannot fail.
+        let _enabled = self.enable.as_ref().map(PyAnyMethods::call0);
+    }
 }
 
 fn tensor_at(checkpoint: &Checkpoint, place: Place, buffer: Option<HostBuffer>) -> Result<Tensor> {
@@ -157,21 +184,26 @@ fn close(mut report: Report, began: Instant, opened: Instant) -> Report {
     report
 }
 
-/// Loads what a location holds, as far as the filter wants it.
-fn load<'py>(
-    py: Python<'py>,
-    location: impl FnOnce() -> Result<Location> + Send,
+/// What a caller asks of a load.
+struct Wish {
     backend: Backend,
-    how: &Options,
+    options: Options,
     filter: Option<Py<PyAny>>,
     progress: Option<Py<PyAny>>,
-) -> PyResult<Bound<'py, PyDict>> {
+}
+
+/// Loads what a location holds, as far as the filter wants it.
+fn load(
+    py: Python<'_>,
+    location: impl FnOnce() -> Result<Location> + Send,
+    wish: Wish,
+) -> PyResult<Bound<'_, PyDict>> {
     let began = Instant::now();
-    let checkpoint = py.detach(|| Checkpoint::open(&location()?, backend))?;
+    let checkpoint = py.detach(|| Checkpoint::open(&location()?, wish.backend))?;
     import_torch(py)?;
     let opened = Instant::now();
-    let places = select(py, &checkpoint, filter)?;
-    let (dict, report) = to_dict(py, &checkpoint, &places, how, progress)?;
+    let places = select(py, &checkpoint, wish.filter)?;
+    let (dict, report) = to_dict(py, &checkpoint, &places, wish.options, wish.progress)?;
     remember(py, close(report, began, opened));
     py.detach(|| checkpoint.shards.iter().for_each(Shard::read_ahead_if_cold));
     Ok(dict)
@@ -201,12 +233,13 @@ pub(crate) fn load_file<'py>(
     backend: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = Options::with_cache(CachePolicy::Auto);
-    let location = || Ok(Location::of_files(vec![filename]));
-    load(py, location, backend_of(backend), &options, None, None)
+    let wish = Wish { backend: backend_of(backend), options, filter: None, progress: None };
+    load(py, || Ok(Location::of_files(vec![filename])), wish)
 }
 
 /// All tensors of a checkpoint that the filter wants.
 #[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_checkpoint<'py>(
     py: Python<'py>,
     paths: Vec<PathBuf>,
@@ -216,7 +249,8 @@ pub(crate) fn load_checkpoint<'py>(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = Options::with_cache(cache_of(cache)?);
-    load(py, || location_of(paths), backend_of(backend), &options, filter, progress)
+    let wish = Wish { backend: backend_of(backend), options, filter, progress };
+    load(py, || location_of(paths), wish)
 }
 
 /// One path is looked at for what it is; several are files.
@@ -240,7 +274,7 @@ pub(crate) fn load_bytes<'py>(
     let checkpoint = Checkpoint { shards: vec![shard] };
     let places: Vec<Place> = checkpoint.places().collect();
     let options = Options::with_cache(CachePolicy::Keep);
-    let (dict, report) = to_dict(py, &checkpoint, &places, &options, None)?;
+    let (dict, report) = to_dict(py, &checkpoint, &places, options, None)?;
     remember(py, close(report, began, began));
     Ok(dict)
 }
@@ -248,11 +282,7 @@ pub(crate) fn load_bytes<'py>(
 /// Reads every byte of the files through the slots and drops it: what the engine can read here.
 #[pyfunction]
 #[pyo3(signature = (paths, cache="auto"))]
-pub(crate) fn read_through(
-    py: Python<'_>,
-    paths: Vec<PathBuf>,
-    cache: &str,
-) -> PyResult<PyReport> {
+pub(crate) fn read_through(py: Python<'_>, paths: Vec<PathBuf>, cache: &str) -> PyResult<PyReport> {
     let options = Options::with_cache(cache_of(cache)?);
     let report = py.detach(|| {
         let began = Instant::now();
@@ -267,7 +297,7 @@ pub(crate) fn read_through(
         let wanted: Vec<Wanted> = sources.iter().enumerate().map(whole).collect();
         let mut collector = Collector::new(&wanted, None);
         let mut device = NullDevice::default();
-        let report = run(Arc::clone(&sources), wanted, &options, &mut device, &mut collector)?;
+        let report = run(&sources, wanted, options, &mut device, &mut collector)?;
         Ok::<_, Error>(close(report, began, opened))
     })?;
     Ok(PyReport(report))

@@ -50,7 +50,7 @@ impl PyReport {
         Ok(seconds)
     }
 
-    /// How the bytes were read: "mmap", "io_uring", "pread", "pread-direct", or several joined by "+".
+    /// How the bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, or several joined by `+`.
     #[getter]
     fn reader(&self) -> &str {
         &self.0.reader

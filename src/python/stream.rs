@@ -125,8 +125,7 @@ impl Stream {
         let ended = events_in.clone();
         let mut forward = Forward { events: events_in, waiting: Arc::clone(&waiting), sizes };
         let thread = Builder::new().name("sst-stream".to_owned()).spawn(move || {
-            let outcome =
-                run(sources, wanted, &options, &mut HostDevice::new(), &mut forward);
+            let outcome = run(&sources, wanted, options, &mut HostDevice::new(), &mut forward);
             // Nobody listens any more: the stream was closed.
             let _sent = ended.send(Event::Ended(outcome));
         })?;
@@ -167,7 +166,7 @@ impl Stream {
         loop {
             match events.recv_timeout(SIGNAL_INTERVAL) {
                 Ok(event) => return Ok(Some(event)),
-                Err(RecvTimeoutError::Timeout) => Python::attach(|py| py.check_signals())?,
+                Err(RecvTimeoutError::Timeout) => look_at_signals()?,
                 Err(RecvTimeoutError::Disconnected) => {
                     let died = "the reading thread ended without a word".to_owned();
                     return Err(Error::Internal(died).into());
@@ -223,6 +222,13 @@ impl Stream {
             let _ended = running.thread.join();
         }
     }
+}
+
+fn look_at_signals() -> PyResult<()> {
+    Python::attach(|py| {
+        py.check_signals()?;
+        Ok(())
+    })
 }
 
 impl Drop for Stream {

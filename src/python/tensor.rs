@@ -1,4 +1,4 @@
-//! Tensors to torch through DLPack: each with a storage of its own of exactly its bytes, no copy,
+//! Tensors to torch through `DLPack`: each with a storage of its own of exactly its bytes, no copy,
 //! no Python in between. The layout is that of dlpack.h, version 0.8.
 #![expect(unsafe_code, reason = "a DLPack capsule is a C structure that torch frees")]
 
@@ -70,8 +70,7 @@ unsafe extern "C" fn delete_capsule(capsule: *mut ffi::PyObject) {
     unsafe { delete(export.cast()) }
 }
 
-/// DLPack's code for a type (dlpack.h, `DLDataTypeCode`), the torch name for the way round by
-/// bytes, and how many bits one element of torch has.
+/// The code and the bits of a type in dlpack.h (`DLDataTypeCode`), and its name in torch.
 fn layout(dtype: Dtype) -> Option<(u8, u8, &'static str)> {
     Some(match dtype {
         Dtype::Bool => (6, 8, "bool"),
@@ -138,7 +137,8 @@ pub(crate) fn to_torch(py: Python<'_>, tensor: Tensor) -> PyResult<Bound<'_, PyA
         shape.iter().map(|&dimension| i64::try_from(dimension).ok()).collect();
     let empty = shape.contains(&0);
     let plain = signed.filter(|_| !empty).unwrap_or_else(|| vec![0]);
-    let take = |code, memory| torch.from_dlpack.bind(py).call1((capsule(py, code, &plain, memory)?,));
+    let take =
+        |code, memory| torch.from_dlpack.bind(py).call1((capsule(py, code, &plain, memory)?,));
     let made = match take(code, memory.clone()) {
         Ok(made) => made,
         Err(_) if code.bits <= 8 => {
@@ -173,9 +173,8 @@ fn capsule<'py>(
     memory: Memory,
 ) -> PyResult<Bound<'py, PyAny>> {
     let mut shape = shape.to_vec();
-    let dimensions = i32::try_from(shape.len()).map_err(|_| {
-        PyRuntimeError::new_err(format!("a tensor of {} dimensions", shape.len()))
-    })?;
+    let dimensions = i32::try_from(shape.len())
+        .map_err(|_| PyRuntimeError::new_err(format!("a tensor of {} dimensions", shape.len())))?;
     let tensor = DlTensor {
         data: memory.address().cast(),
         device: DlDevice { kind: CPU, ordinal: 0 },
@@ -189,9 +188,8 @@ fn capsule<'py>(
     let export = Box::new(Export { tensor, manager, deleter: Some(delete), shape, memory });
     let export = Box::into_raw(export);
     // SAFETY: the name lives for ever and the destructor fits what the pointer is.
-    let object = unsafe {
-        ffi::PyCapsule_New(export.cast(), CAPSULE_NAME.as_ptr(), Some(delete_capsule))
-    };
+    let object =
+        unsafe { ffi::PyCapsule_New(export.cast(), CAPSULE_NAME.as_ptr(), Some(delete_capsule)) };
     if object.is_null() {
         // SAFETY: no capsule was made, so the export is still ours alone.
         unsafe { delete(export) };

@@ -10,6 +10,7 @@ use crate::source::{LocalFile, Source, system};
 /// Begins to read a mapped file in order, in the background. The thread ends when the file is in
 /// the cache or the mapping is gone; it holds no lock and nobody waits for it.
 pub(crate) fn read_ahead(file: LocalFile, mapping: &Arc<Mapping>) {
+    mapping.want_huge_pages();
     let mapping = Arc::downgrade(mapping);
     // Without a thread the kernel's own read-ahead has to do.
     let _thread = Builder::new().name("sst-ahead".to_owned()).spawn(move || fill(&file, &mapping));

@@ -221,8 +221,7 @@ impl Reader for ChoosingReader {
 pub(crate) fn is_mostly_cached(file: &LocalFile) -> bool {
     const LOOKS: u64 = 16;
     let step = file.len() / LOOKS;
-    let cached = (0..LOOKS).filter(|look| {
-        system::is_cached(file.buffered(), look * step + step / 2).unwrap_or(true)
-    });
+    let cached = (0..LOOKS)
+        .filter(|look| system::is_cached(file.buffered(), look * step + step / 2).unwrap_or(true));
     cached.count() as u64 > LOOKS / 2
 }

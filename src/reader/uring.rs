@@ -84,9 +84,9 @@ impl UringReader {
         let offset = offset + from as u64;
         let buffer = self.registered.iter().position(|&start| start == slot_address);
         let entry = match buffer.and_then(|buffer| u16::try_from(buffer).ok()) {
-            Some(buffer) => opcode::ReadFixed::new(descriptor, address, asked, buffer)
-                .offset(offset)
-                .build(),
+            Some(buffer) => {
+                opcode::ReadFixed::new(descriptor, address, asked, buffer).offset(offset).build()
+            }
             None => opcode::Read::new(descriptor, address, asked).offset(offset).build(),
         };
         // SAFETY: the target lies in a slot that `pending` owns until its completion was seen, and

@@ -1,1 +1,82 @@
-//! x
+//! Faults on cue, for tests: one counter over every operation of a load.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::source::Source;
+
+/// Which operations fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Only the n-th.
+    Once,
+    /// The n-th and all that follow.
+    FromThenOn,
+}
+
+/// Counts operations and says which fail.
+#[derive(Debug)]
+pub(crate) struct Faults {
+    count: AtomicUsize,
+    failing: usize,
+    mode: Mode,
+}
+
+impl Faults {
+    /// The `failing`-th operation fails, counted from one.
+    pub(crate) fn at(failing: usize, mode: Mode) -> Arc<Self> {
+        Arc::new(Self { count: AtomicUsize::new(0), failing, mode })
+    }
+
+    /// No operation fails.
+    pub(crate) fn never() -> Arc<Self> {
+        Self::at(usize::MAX, Mode::Once)
+    }
+
+    /// One more operation; an error if it is to fail.
+    pub(crate) fn step(&self) -> io::Result<()> {
+        let now = self.count.fetch_add(1, Ordering::SeqCst) + 1;
+        let fails = match self.mode {
+            Mode::Once => now == self.failing,
+            Mode::FromThenOn => now >= self.failing,
+        };
+        if fails { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+
+    /// Whether an operation has failed.
+    pub(crate) fn fired(&self) -> bool {
+        self.count.load(Ordering::SeqCst) >= self.failing
+    }
+}
+
+/// Bytes in memory whose reads fail on cue, and that end early on cue.
+#[derive(Debug)]
+pub(crate) struct FaultySource {
+    /// What it holds.
+    pub(crate) bytes: Vec<u8>,
+    /// How long it says it is.
+    pub(crate) promised: u64,
+    /// Which reads fail.
+    pub(crate) faults: Arc<Faults>,
+}
+
+impl Source for FaultySource {
+    fn path(&self) -> &Path {
+        Path::new("<faulty>")
+    }
+
+    fn len(&self) -> u64 {
+        self.promised
+    }
+
+    /// Gives at most 10,000 bytes at a time: short reads are the rule, not the exception.
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<usize> {
+        self.faults.step()?;
+        let start = usize::try_from(offset).unwrap().min(self.bytes.len());
+        let count = target.len().min(self.bytes.len() - start).min(10_000);
+        target[..count].copy_from_slice(&self.bytes[start..start + count]);
+        Ok(count)
+    }
+}

@@ -12,7 +12,6 @@ pub(crate) mod system;
 pub(crate) mod faulty;
 
 pub(crate) use file::LocalFile;
-pub(crate) use memory::MemorySource;
 
 use crate::error::Result;
 
@@ -44,11 +43,7 @@ pub(crate) fn open(path: &Path) -> Result<Arc<dyn Source>> {
 }
 
 /// Reads until `target` is full or the source ends; gives the bytes read.
-pub(crate) fn read_full(
-    source: &dyn Source,
-    offset: u64,
-    target: &mut [u8],
-) -> io::Result<usize> {
+pub(crate) fn read_full(source: &dyn Source, offset: u64, target: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = target.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match source.read_at(offset + done as u64, rest) {

@@ -51,3 +51,11 @@ pub(crate) fn is_cached(file: &File, offset: u64) -> Option<bool> {
     };
     (status == 0).then_some(counts.cached > 0)
 }
+
+/// Drops a file's clean pages from the page cache.
+#[cfg(test)]
+pub(crate) fn drop_cache(file: &File) {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed; the call touches no memory.
+    let status = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(status, 0);
+}

@@ -1,45 +1,69 @@
-"""Patches child processes of `patch(children=True)`: after `safetensors` was imported, not before."""
+"""The import hook of `patch()`, and its use in child processes.
+
+It stands outside the package because the `.pth` file beside it runs at the start of every Python:
+nothing is imported but this until somebody imports `safetensors`.
+"""
 
 import sys
-from importlib.abc import MetaPathFinder
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 
-class _Watch(MetaPathFinder):
-    """Sees `safetensors` being imported, and imports and patches it on the way."""
+class AfterImport(MetaPathFinder, Loader):
+    """Runs an action once, after one module was imported, however it is found."""
 
-    def find_spec(self, fullname, path, target=None):
-        """Import `safetensors` as usual, patch it, and let the import system find it imported."""
-        if fullname != "safetensors":
+    def __init__(self, name: str, action: Callable[[], None]) -> None:
+        """Remember the module's name and what to do; `install` begins to watch."""
+        self.name = name
+        self.action = action
+        self.loader: Any = None
+
+    def install(self) -> None:
+        """Begin to watch; costs a comparison an import."""
+        sys.meta_path.insert(0, self)
+
+    def remove(self) -> None:
+        """Stop watching; removing twice does nothing."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Let the other finders find the module, and load it in their loader's place."""
+        if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        from importlib.util import find_spec
-
-        spec = find_spec(fullname)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _PatchingLoader(spec.loader)
+            self.loader, spec.loader = spec.loader, self
         return spec
 
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the real loader does."""
+        module: ModuleType | None = self.loader.create_module(spec)
+        return module
 
-class _PatchingLoader:
-    """Loads as the real loader does, then patches."""
-
-    def __init__(self, loader):
-        self._loader = loader
-
-    def __getattr__(self, name):
-        return getattr(self._loader, name)
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module):
-        module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        from safetensors_streaming import patch
-
-        patch()
+    def exec_module(self, module: ModuleType) -> None:
+        """As the real loader does, and then the action."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        self.remove()
+        self.action()
 
 
-def install():
-    """Begin to watch; costs nothing until `safetensors` is imported."""
-    sys.meta_path.insert(0, _Watch())
+def install() -> None:
+    """In a child of `patch(children=True)`: patch as soon as `safetensors` was imported."""
+    AfterImport("safetensors", _patch).install()
+
+
+def _patch() -> None:
+    from safetensors_streaming import patch  # noqa: PLC0415 - not before safetensors is wanted
+
+    patch()

@@ -1,0 +1,113 @@
+"""The loaders under comparison, by name. One whose package is missing is skipped by that name."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+from bench.null_reader import NullReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+
+class Stock:
+    """The safetensors package; its constructor imports, so that no timer sees an import."""
+
+    package = "safetensors"
+
+    def __init__(self) -> None:
+        """Imports torch and the package."""
+        self._safe_open = import_module(self.package).safe_open
+        self._load_file = import_module(f"{self.package}.torch").load_file
+
+    def names(self, paths: Sequence[Path]) -> list[str]:
+        """Opens the files and lists their tensors."""
+        found: list[str] = []
+        for path in paths:
+            with self._safe_open(path, framework="pt") as file:
+                found += file.keys()
+        return found
+
+    def load(self, paths: Sequence[Path], backend: str = "mmap") -> dict[str, Tensor]:
+        """Loads the files one after the other."""
+        tensors: dict[str, Tensor] = {}
+        for path in paths:
+            tensors |= self._load_file(path, backend=backend)
+        return tensors
+
+    def load_pread(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Loads the files into memory of their own."""
+        return self.load(paths, "pread")
+
+
+class Ours(Stock):
+    """This project's package."""
+
+    package = "safetensors_streaming"
+
+    def engine(self, paths: Sequence[Path]) -> int:
+        """Reads every byte through the engine's ring, past the page cache."""
+        native = import_module("safetensors_streaming._native")
+        total: int = native.read_through([str(path) for path in paths], cache="bypass").bytes
+        return total
+
+
+class Transformers:
+    """``AutoModelForCausalLM.from_pretrained`` on the stock loader."""
+
+    def __init__(self) -> None:
+        """Imports transformers and the model class, as a warmed-up program would have."""
+        import_module("transformers.models.qwen2.modeling_qwen2")
+        self._auto = import_module("transformers").AutoModelForCausalLM
+
+    def pretrained(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Loads the model the files belong to and gives its state."""
+        model = self._auto.from_pretrained(paths[0].parent, dtype="bfloat16")
+        state: dict[str, Tensor] = model.state_dict()
+        return state
+
+
+class Patched(Transformers):
+    """``AutoModelForCausalLM.from_pretrained`` on ours, put in its place by ``patch()``."""
+
+    def __init__(self) -> None:
+        """Imports transformers and patches it."""
+        super().__init__()
+        self._ours = import_module("safetensors_streaming")
+        self._ours.patch()
+
+    def pretrained(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Loads the model, making sure that ours served it."""
+        state = super().pretrained(paths)
+        if not sum(self._ours.status().served.values()):
+            raise RuntimeError("patch() is in place, yet the stock loader served from_pretrained")
+        return state
+
+
+class Loader(NamedTuple):
+    """How to make a loader, and the package it cannot do without."""
+
+    package: str
+    make: Callable[[], object]
+
+
+LOADERS = {
+    "stock": Loader("safetensors", Stock),
+    "ours": Loader("safetensors_streaming", Ours),
+    "transformers": Loader("transformers", Transformers),
+    "patched": Loader("safetensors_streaming", Patched),
+    "null-2": Loader("numpy", partial(NullReader, 2)),
+    "null-4": Loader("numpy", partial(NullReader, 4)),
+    "null-8": Loader("numpy", partial(NullReader, 8)),
+}
+
+
+def missing(name: str) -> bool:
+    """Tells whether the package of a loader is not installed."""
+    return find_spec(LOADERS[name].package) is None

@@ -1,0 +1,159 @@
+"""One sample in a fresh process: ``python -m bench.measure JOB`` prints one line of JSON.
+
+Imports, the state of the page cache and a full garbage collection come before the timer; the
+checksum of the answer comes after it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import mmap
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.loaders import LOADERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAGE = mmap.PAGESIZE
+WARMING_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process shall do.
+
+    Attributes:
+        loader: A name in ``LOADERS``.
+        action: The name of a method of that loader.
+        cache: "cold" evicts the files first, "warm" reads them first, "left" changes nothing.
+        paths: The files to load.
+        read: Whether reading every byte of the answer belongs to the timed part.
+        rehearse: Whether the same call is made once before, untimed.
+    """
+
+    loader: str
+    action: str
+    cache: str
+    paths: list[str]
+    read: bool = False
+    rehearse: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one process saw; counters cover the timed part only."""
+
+    seconds: float
+    answer: str
+    cached_before: float
+    cpu_seconds: float
+    minor_faults: int
+    major_faults: int
+    disk_bytes: int
+    peak_rss_bytes: int
+
+
+def cached_fraction(paths: list[Path]) -> float:
+    """Tells which part of the files is in the page cache, by mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    resident = pages = 0
+    for path in paths:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as area:
+            view = np.frombuffer(area, np.uint8)
+            states = np.empty(-(-view.size // PAGE), np.uint8)
+            address, length = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(view.size)
+            if libc.mincore(address, length, ctypes.c_void_p(states.ctypes.data)):
+                raise OSError(ctypes.get_errno(), "mincore", str(path))
+            resident += int((states & 1).sum())
+            pages += states.size
+            del view  # else the mapping cannot be closed
+    return resident / pages
+
+
+def set_cache(state: str, paths: list[Path]) -> float:
+    """Brings the files into or out of the page cache and verifies it.
+
+    Returns:
+        The cached fraction found afterwards.
+    """
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            if state == "cold":
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            elif state == "warm":
+                buffer = bytearray(WARMING_BYTES)
+                while file.readinto(buffer):
+                    pass
+    fraction = cached_fraction(paths)
+    wanted = {"cold": 0.0, "warm": 1.0}.get(state, fraction)
+    if fraction != wanted:
+        raise RuntimeError(f"the files should be {state}, but {fraction:.4%} is cached")
+    return fraction
+
+
+def xor(tensor: Tensor) -> int:
+    """Reads every byte of a tensor: the exclusive or of its 8-byte words, then of the rest."""
+    import torch  # noqa: PLC0415  (the null reader's processes need none)
+
+    octets = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    words = octets.size // 8 * 8
+    folded = int(np.bitwise_xor.reduce(octets[:words].view(np.uint64)))
+    return folded ^ int(np.bitwise_xor.reduce(octets[words:]))
+
+
+def checksum(answer: dict[str, Tensor] | list[str] | int) -> str:
+    """Digests an answer: names, dtypes, shapes and contents of tensors, or the value itself."""
+    facts: Any = answer
+    if isinstance(answer, dict):
+        facts = sorted((n, str(t.dtype), list(t.shape), xor(t)) for n, t in answer.items())
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _disk_bytes() -> int:
+    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
+
+
+def measure(job: Job) -> Sample:
+    """Carries out a job in this process."""
+    paths = [Path(path) for path in job.paths]
+    action = getattr(LOADERS[job.loader].make(), job.action)
+    if job.rehearse:
+        action(paths)
+    cached = set_cache(job.cache, paths)
+    gc.collect()  # else the imports' garbage decides in whose timed part a full collection falls
+    disk, before = _disk_bytes(), resource.getrusage(resource.RUSAGE_SELF)
+    start = time.perf_counter()
+    answer = action(paths)
+    if job.read and isinstance(answer, dict):
+        for tensor in answer.values():
+            xor(tensor)
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return Sample(
+        seconds=seconds,
+        disk_bytes=_disk_bytes() - disk,
+        answer=checksum(answer),
+        cached_before=cached,
+        cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        minor_faults=after.ru_minflt - before.ru_minflt,
+        major_faults=after.ru_majflt - before.ru_majflt,
+        peak_rss_bytes=after.ru_maxrss * 1024,
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(Job(**json.loads(sys.argv[1]))))))

@@ -1,0 +1,87 @@
+"""How fast this machine is, told by code that shares nothing with the loader.
+
+The null reader sets the bar for the engine: threads of ``preadv`` with O_DIRECT, each filling one
+pre-faulted huge-page buffer over and over. ``memory_rate`` bounds whatever reads cached bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+BLOCK = 8 << 20
+HUGE_PAGE = 2 << 20
+MEMORY_BYTES = 1 << 30
+
+
+class NullReader:
+    """Reads files past the page cache and throws the bytes away."""
+
+    def __init__(self, depth: int) -> None:
+        """Allocates and touches ``depth`` buffers of 8 MiB each."""
+        size = depth * BLOCK
+        area = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        area.madvise(mmap.MADV_HUGEPAGE)
+        whole = np.frombuffer(area, np.uint8)
+        start = -whole.ctypes.data % HUGE_PAGE
+        ring = whole[start : start + size]
+        ring[:] = 1
+        self._buffers = [memoryview(part) for part in np.split(ring, depth)]
+
+    def engine(self, paths: Sequence[Path]) -> int:
+        """Reads every byte of the files.
+
+        Args:
+            paths: The files to read.
+
+        Returns:
+            How many bytes came in.
+        """
+        files = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths]
+        try:
+            blocks: SimpleQueue[tuple[int, int]] = SimpleQueue()
+            for file in files:
+                for offset in range(0, os.fstat(file).st_size, BLOCK):
+                    blocks.put((file, offset))
+            with ThreadPoolExecutor(len(self._buffers)) as pool:
+                return sum(pool.map(lambda buffer: _drain(blocks, buffer), self._buffers))
+        finally:
+            for file in files:
+                os.close(file)
+
+
+def _drain(blocks: SimpleQueue[tuple[int, int]], buffer: memoryview) -> int:
+    total = 0
+    while True:
+        try:
+            file, offset = blocks.get_nowait()
+        except Empty:
+            return total
+        total += os.preadv(file, [buffer], offset)
+
+
+def memory_rate() -> float:
+    """Measures how fast all cores together can read memory.
+
+    Returns:
+        The best of five passes over 1 GiB, in bytes per second.
+    """
+    cores = os.cpu_count() or 1
+    parts = np.array_split(np.ones(MEMORY_BYTES // 8, np.uint64), cores)
+    seconds = []
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(np.bitwise_xor.reduce, parts))
+            seconds.append(time.perf_counter() - start)
+    return MEMORY_BYTES / min(seconds)

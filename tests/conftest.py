@@ -1,0 +1,49 @@
+"""Files that many tests load."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import safetensors_streaming
+import torch
+from oracle import Entry, write_raw
+from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def _not_patched() -> Iterator[None]:
+    """No test may leave safetensors patched behind."""
+    yield
+    left = safetensors_streaming.status().patched
+    safetensors_streaming.unpatch()
+    assert not left, "the test left safetensors patched"
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    """A small file whose file order is not the order of its names; with metadata."""
+    entries = {
+        "z.weight": Entry("F32", [6, 4]),
+        "empty": Entry("F32", [0, 3]),
+        "b": Entry("BF16", [2, 3, 4]),
+        "scalar": Entry("I64", []),
+        "a": Entry("F16", [7]),
+    }
+    return write_raw(tmp_path / "sample.safetensors", entries, {"format": "pt", "note": "é"})
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 MiB in 24 tensors: more than all the slots that one load borrows."""
+    path = tmp_path_factory.mktemp("large") / "large.safetensors"
+    seed = torch.Generator().manual_seed(1)
+    count = MIB
+    save_file({f"t{i:02}": torch.randn(count, generator=seed) for i in range(24)}, path)
+    return path

@@ -1,0 +1,96 @@
+"""What a process holds (threads, descriptors, mappings, memory), and child processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+TESTS = Path(__file__).resolve().parent
+DEADLINE_S = 30.0
+
+
+def threads() -> list[str]:
+    """The names of this process's threads that are ours."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            name = (task / "comm").read_text().strip()
+        except OSError:  # it has ended
+            continue
+        if name.startswith("sst"):
+            names.append(name)
+    return names
+
+
+def descriptors() -> list[str]:
+    """What this process's open descriptors point at."""
+    return [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+
+
+def mappings(path: Path) -> int:
+    """How many mappings of a file this process has."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sum(line.endswith((f" {path}", f" {path} (deleted)")) for line in lines)
+
+
+def memory_kib(kind: str) -> int:
+    """A line of /proc/self/status: RssAnon, RssFile, VmRSS."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{kind}:"):
+            return int(line.split()[1])
+    raise KeyError(kind)
+
+
+def eventually(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> bool:
+    """Looks again and again until the condition holds; False when the time is up."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return bool(condition())
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child process that can import the helpers of these tests."""
+    known = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(part for part in (str(TESTS), known) if part)
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **(extra or {})}
+
+
+def run_python(
+    source: str,
+    *arguments: object,
+    env: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
+) -> str:
+    """Runs a script in a fresh interpreter, asserts that it succeeds, and gives its output."""
+    done = subprocess.run(  # noqa: S603
+        [*wrapper, sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def start_python(source: str, *arguments: object) -> subprocess.Popen[str]:
+    """Starts a script in a fresh interpreter, its output to be read while it runs."""
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
