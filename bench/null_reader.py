@@ -33,10 +33,10 @@ class NullReader:
         area = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         area.madvise(mmap.MADV_HUGEPAGE)
         whole = np.frombuffer(area, np.uint8)
+        whole[:] = 1
         start = -whole.ctypes.data % HUGE_PAGE
-        ring = whole[start : start + size]
-        ring[:] = 1
-        self._buffers = [memoryview(part) for part in np.split(ring, depth)]
+        ring = memoryview(area)[start : start + size]
+        self._buffers = [ring[offset : offset + BLOCK] for offset in range(0, size, BLOCK)]
 
     def engine(self, paths: Sequence[Path]) -> int:
         """Reads every byte of the files.

@@ -41,13 +41,13 @@ Samples = dict[str, list[Sample]]
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the samples of one loader lie."""
+    """Where the samples of one loader lie; a rate only where every byte was read."""
 
     median: float
     minimum: float
     lower_quartile: float
     upper_quartile: float
-    gb_per_second: float
+    gb_per_second: float | None
     noisy_samples: int
 
 
@@ -86,7 +86,9 @@ def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, fl
     Returns:
         The result; a loader above the row's ceiling is listed as impossible.
     """
-    loaders = {name: _spread(taken, file_bytes * len(row.cache)) for name, taken in samples.items()}
+    loaders = {
+        name: _spread(taken, file_bytes if row.ceiling else 0) for name, taken in samples.items()
+    }
     ratio = _ratio(row, samples)
     bound = ceilings[row.ceiling] if row.ceiling else float("inf")
     fastest = {name: file_bytes / spread.minimum for name, spread in loaders.items()}
@@ -102,7 +104,8 @@ def _spread(taken: list[Sample], read_bytes: int) -> Spread:
     seconds = [sample["seconds"] for sample in taken]
     lower, median, upper = np.percentile(seconds, [25, 50, 75]).tolist()
     noisy = sum(sample["foreign_cores"] > NOISY_CORES for sample in taken)
-    return Spread(median, min(seconds), lower, upper, read_bytes / median / 1e9, noisy)
+    rate = read_bytes / median / 1e9 if read_bytes else None
+    return Spread(median, min(seconds), lower, upper, rate, noisy)
 
 
 def _ratio(row: Row, samples: Samples) -> Ratio | None:
@@ -196,7 +199,7 @@ def _cell(result: Result, name: str) -> str:
         return "skipped"
     times = f"{spread.median * 1e3:.1f} ms "
     times += f"[{spread.lower_quartile * 1e3:.1f}..{spread.upper_quartile * 1e3:.1f}]"
-    rate = f"\n{spread.gb_per_second:.2f} GB/s" if result.row.ceiling else ""
+    rate = f"\n{spread.gb_per_second:.2f} GB/s" if spread.gb_per_second else ""
     noise = f"\n{spread.noisy_samples} noisy" if spread.noisy_samples else ""
     return times + rate + noise
 

@@ -55,8 +55,8 @@ def test_accepted_arguments(sample: Path, arguments: Callable[[Path], Any]) -> N
         (lambda api, path: api.safe_open(path, "pt", strict=True), "strict"),
         (lambda api, path: api.safe_open(path, None), "framework"),
         (lambda api, path: api.safe_open(path, "pt", backend=None), "backend"),
-        (lambda api, path: api.safe_open(os.fsencode(path), "pt"), "filename"),
-        (lambda api, _: api.safe_open(3, "pt"), "filename"),
+        (lambda api, path: api.safe_open(os.fsencode(path), "pt"), "bytes"),
+        (lambda api, _: api.safe_open(3, "pt"), "int"),
     ],
 )
 def test_wrong_arguments_are_type_errors(
@@ -238,7 +238,8 @@ def test_odd_but_accepted_headers(tmp_path: Path, text: bytes) -> None:
 
 
 def metadata(api: Api, path: Path) -> object:
-    return api.safe_open(path, "pt").metadata()
+    found = api.safe_open(path, "pt").metadata()
+    return found and sorted(found.items())  # stock's order is by chance
 
 
 def test_duplicate_names_are_refused(tmp_path: Path) -> None:

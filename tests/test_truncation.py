@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bad_files import entry, file, table
-from test_bad_files import OURS, STOCK, WAYS, Verdict, faults, judge
+from oracle import OURS, STOCK
+from test_bad_files import WAYS, Verdict, faults, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +34,10 @@ def disagreements(path: Path, data: bytes, way: str) -> list[str]:
 
 
 def changed_headers() -> Iterator[tuple[str, bytes]]:
-    """Gives the file with each byte of length and header changed to three others: a neighbour,
-    one that is not ASCII, and a quote (or for a quote a brace)."""
+    """Gives the file with each byte of length and header changed to three others.
+
+    They are a neighbour, one that is not ASCII, and a quote (or for a quote a brace).
+    """
     for index, byte in enumerate(GOOD[:HEADER_END]):
         for other in (byte ^ 1, byte ^ 0x80, ord("}") if byte == ord('"') else ord('"')):
             yield f"byte {index} to {other}", GOOD[:index] + bytes([other]) + GOOD[index + 1 :]

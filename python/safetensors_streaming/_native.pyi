@@ -4,11 +4,27 @@ from types import TracebackType
 from typing import Any, Literal, final
 
 from torch import Tensor
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
+
+__all__ = [
+    "DEBUG_BUILD",
+    "Handle",
+    "Report",
+    "Stream",
+    "TensorSlice",
+    "__version__",
+    "last_report",
+    "load_bytes",
+    "load_checkpoint",
+    "load_file",
+    "read_through",
+    "release",
+]
 
 __version__: str
 DEBUG_BUILD: bool
 
+@disjoint_base
 class Handle:
     def __new__(cls, filename: str | PathLike[str], backend: str) -> Self: ...
     def keys(self) -> list[str]: ...

@@ -1,7 +1,6 @@
 //! The native half of `safe_open`, and the slice object.
 
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -11,7 +10,7 @@ use pyo3::types::{PyDict, PyInt, PyList, PySlice, PyTuple};
 use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Options, Place, Shard, Storage};
 use crate::error::Error;
 use crate::format::Dtype;
-use crate::python::load::{Collector, backend_of, to_dict};
+use crate::python::load::{Collector, FileName, backend_of, to_dict};
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, to_torch};
 use crate::reader::CachePolicy;
@@ -51,11 +50,11 @@ fn one_tensor<'py>(
 #[pymethods]
 impl Handle {
     #[new]
-    fn new(py: Python<'_>, filename: PathBuf, backend: &str) -> PyResult<Self> {
+    fn new(py: Python<'_>, filename: FileName, backend: &str) -> PyResult<Self> {
         let backend = backend_of(backend);
         let shard = py.detach(|| match backend {
-            Backend::Mapped => Shard::open_mapped(&filename),
-            Backend::Engine => Shard::of_source(crate::source::open(&filename)?, FILE_WORDS),
+            Backend::Mapped => Shard::open_mapped(&filename.0),
+            Backend::Engine => Shard::of_source(crate::source::open(&filename.0)?, FILE_WORDS),
         })?;
         import_torch(py)?;
         let checkpoint = Checkpoint { shards: vec![shard] };

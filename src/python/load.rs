@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -69,6 +69,21 @@ impl Caller for Collector {
             self.tell(py, bytes_done)
         })?;
         Ok(())
+    }
+}
+
+/// A path that a caller names `filename`.
+pub(crate) struct FileName(pub(crate) PathBuf);
+
+impl FromPyObject<'_, '_> for FileName {
+    type Error = PyErr;
+
+    /// Refuses as upstream's binding does, which names the argument in the text.
+    fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
+        object.extract().map(Self).map_err(|error: PyErr| {
+            let text = error.value(object.py()).to_string();
+            PyTypeError::new_err(format!("argument 'filename': {text}"))
+        })
     }
 }
 
@@ -229,12 +244,12 @@ pub(crate) fn select(
 #[pyfunction]
 pub(crate) fn load_file<'py>(
     py: Python<'py>,
-    filename: PathBuf,
+    filename: FileName,
     backend: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
     let options = Options::with_cache(CachePolicy::Auto);
     let wish = Wish { backend: backend_of(backend), options, filter: None, progress: None };
-    load(py, || Ok(Location::of_files(vec![filename])), wish)
+    load(py, || Ok(Location::of_files(vec![filename.0])), wish)
 }
 
 /// All tensors of a checkpoint that the filter wants.
