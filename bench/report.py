@@ -176,7 +176,7 @@ def table(results: list[Result]) -> Table:
     grid = Table(
         title="time from call to result: median, quartiles in brackets", title_justify="left"
     )
-    for heading in ("row", "what", "ours", "reference", "ratio, 95 % CI", "target", ""):
+    for heading in ("row", "what", "ours", "against", "ratio, 95 % CI", "target", ""):
         grid.add_column(heading, max_width=34 if heading == "what" else None)
     for result in results:
         row, ratio = result.row, result.ratio
@@ -185,7 +185,7 @@ def table(results: list[Result]) -> Table:
             row.name,
             row.says,
             _cell(result, row.ours),
-            f"{_cell(result, reference)}\n{reference}",
+            f"{reference}: {_cell(result, reference)}",
             f"{ratio.median:.3f} [{ratio.low:.3f}..{ratio.high:.3f}]" if ratio else "-",
             f"<= {row.target.ratio:.3f}\n{row.target.says}" if row.target else "report only",
             _verdict(result),

@@ -27,6 +27,13 @@ pub(crate) const ALIGNMENT_BYTES: usize = 4096;
 /// Tensors in memory of ours begin on this boundary: a cache line, and `AVX-512`'s width.
 pub(crate) const HOST_ALIGNMENT_BYTES: usize = 64;
 
+/// Loads up to this size are read through the page cache: it hardly fills by them, and the next
+/// load of the same adapter or tensor finds them there.
+pub(crate) const SMALL_LOAD_BYTES: u64 = 64 << 20;
+
+/// Fewest reads that pay for setting up a queue of the kernel's.
+pub(crate) const URING_READS_MIN: usize = 4;
+
 /// Threads that read with pread.
 pub(crate) const READ_THREADS_MAX: usize = 8;
 

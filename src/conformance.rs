@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Plan, Wanted};
 use crate::reader::fake::{FakeReader, Random};
-use crate::reader::{CachePolicy, ChoosingReader, Reader};
+use crate::reader::{CachePolicy, ChoosingReader, Outlook, Reader};
 use crate::ring::Ring;
 use crate::source::faulty::{Faults, FaultySource, Mode};
 use crate::source::memory::MemorySource;
@@ -146,11 +146,15 @@ fn faulty(faults: &Arc<Faults>, promised_more: u64) -> Scene {
     scene(contents().into_iter().map(source).collect())
 }
 
+fn outlook() -> Outlook {
+    Outlook { bytes: u64::from(u32::MAX), reads: 100, slots: Vec::new() }
+}
+
 /// Every reader that a source can be read by.
 fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
     let never = Faults::never();
     let choosing = |choice, policy| -> Box<dyn Reader> {
-        Box::new(ChoosingReader::new(Arc::clone(sources), choice, policy, 1))
+        Box::new(ChoosingReader::new(Arc::clone(sources), choice, policy, outlook()))
     };
     let fake = FakeReader {
         sources: Arc::clone(sources),
@@ -159,7 +163,7 @@ fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
         held: Vec::new(),
     };
     let mut readers: Vec<(String, Box<dyn Reader>)> = vec![("fake".to_owned(), Box::new(fake))];
-    for choice in [ReaderChoice::Auto, ReaderChoice::Pread] {
+    for choice in [ReaderChoice::Uring, ReaderChoice::Pread] {
         for policy in [CachePolicy::Auto, CachePolicy::Keep, CachePolicy::Bypass] {
             readers.push((format!("{choice:?} {policy:?}"), choosing(choice, policy)));
         }
@@ -334,7 +338,7 @@ fn reader_for_sweep(real: bool, sources: &Sources, faults: &Arc<Faults>) -> Box<
     let sources = Arc::clone(sources);
     if real {
         let (choice, policy) = (ReaderChoice::Auto, CachePolicy::Auto);
-        return Box::new(ChoosingReader::new(sources, choice, policy, 1));
+        return Box::new(ChoosingReader::new(sources, choice, policy, outlook()));
     }
     let faults = Arc::clone(faults);
     Box::new(FakeReader { sources, faults, random: Random(5), held: Vec::new() })

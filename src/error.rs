@@ -74,12 +74,19 @@ pub(crate) enum Error {
 impl Error {
     /// The system's refusal to do something with `path`.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        let text = source.to_string();
-        let message = match source.kind() {
-            io::ErrorKind::NotFound => "No such file or directory".to_owned(),
-            _ => text.split(" (os error").next().unwrap_or_default().to_owned(),
-        };
-        Self::Io { path: path.to_owned(), message, source }
+        match source.kind() {
+            // A name that no file can have, such as one with a NUL in it, is a missing file's.
+            io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+                if source.raw_os_error().is_none_or(|errno| errno == libc::ENOENT) =>
+            {
+                Self::refused(path, libc::ENOENT, "No such file or directory")
+            }
+            _ => {
+                let text = source.to_string();
+                let message = text.split(" (os error").next().unwrap_or_default().to_owned();
+                Self::Io { path: path.to_owned(), message, source }
+            }
+        }
     }
 
     /// The system's refusal by error number, in our own words.

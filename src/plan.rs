@@ -53,8 +53,6 @@ pub(crate) struct Plan {
     pub(crate) wanted: Vec<Wanted>,
     /// The reads that bring them.
     pub(crate) reads: Vec<Read>,
-    /// The sum of the wanted ranges.
-    pub(crate) bytes: u64,
 }
 
 impl Plan {
@@ -80,8 +78,7 @@ impl Plan {
         if let Some(open) = span {
             open.cut(&wanted, source_bytes[open.shard], chunk_bytes, &mut reads);
         }
-        let bytes = wanted.iter().map(Wanted::bytes).sum();
-        Self { wanted, reads, bytes }
+        Self { wanted, reads }
     }
 }
 
@@ -193,7 +190,6 @@ mod tests {
     fn neighbours_ride_in_one_read() {
         let plan = check(&[wanted(100, 200), wanted(200, 300), wanted(300, 300)], &[5000]);
         assert_eq!(plan.reads.len(), 1);
-        assert_eq!(plan.bytes, 200);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! number, and never shared with a forked child.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -110,9 +111,9 @@ impl Lease<'_> {
         self.free.push(slot);
     }
 
-    /// The free slots, for a reader that wants to register them.
-    pub(crate) fn slots(&mut self) -> &mut [Slot] {
-        &mut self.free
+    /// Where the free slots are, for a reader that wants to register them.
+    pub(crate) fn addresses(&self) -> Vec<Range<usize>> {
+        self.free.iter().map(Slot::addresses).collect()
     }
 
     /// Slots in this lease.

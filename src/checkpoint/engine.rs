@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Plan, Wanted};
 use crate::reader::choice::is_mostly_cached;
-use crate::reader::{CachePolicy, ChoosingReader};
+use crate::reader::{CachePolicy, ChoosingReader, Outlook};
 use crate::report::{Report, Seconds};
 use crate::ring::Ring;
 use crate::source::Source;
@@ -44,22 +44,23 @@ pub(crate) fn run(
 ) -> Result<Report> {
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
-    let (chunk_bytes, slots_max) = sizes(sources);
+    let bytes = wanted.iter().map(Wanted::bytes).sum();
+    let (chunk_bytes, slots_max) = sizes(sources, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let plan = Plan::new(wanted, &source_bytes, chunk_bytes);
     let planned = began.elapsed().as_secs_f64();
     let slots = slots_max.min(plan.reads.len());
     let lease = Ring::of_process().lend(slots);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
+    let outlook = Outlook { bytes, reads: plan.reads.len(), slots: lease.addresses() };
     let mut reader =
-        ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, plan.bytes);
-    reader.register(lease.slots());
+        ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
     Load { plan: &plan, sources, reader: &mut reader, device, lease: &mut lease, caller }.run()?;
     let total = began.elapsed().as_secs_f64();
     Ok(Report {
         files,
         tensors,
-        bytes: plan.bytes,
+        bytes,
         seconds: Seconds { open: 0.0, plan: planned, load: total - planned, total },
         reader: reader.names(),
         reason: reader.reason(),
@@ -71,7 +72,10 @@ pub(crate) fn run(
 
 /// Chunk size and number of slots. What the page cache holds is copied in small chunks through
 /// few slots, which then stay in the last-level cache; a disk wants large reads and many.
-fn sizes(sources: &[Arc<dyn Source>]) -> (usize, usize) {
+fn sizes(sources: &[Arc<dyn Source>], bytes: u64) -> (usize, usize) {
+    if bytes <= WARM_CHUNK_BYTES as u64 {
+        return (SLOT_BYTES, LOAD_SLOTS_MAX);
+    }
     let mut cached = sources.iter().map(|source| source.local().is_none_or(is_mostly_cached));
     if cached.all(|cached| cached) {
         let fit = last_level_cache_bytes() / 2 / WARM_CHUNK_BYTES;

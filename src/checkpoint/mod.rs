@@ -12,6 +12,7 @@ pub(crate) mod location;
 pub(crate) use engine::{Options, run};
 pub(crate) use location::Location;
 
+use crate::config::SLOT_BYTES;
 use crate::device::{HostBuffer, HostDevice, Mapping};
 use crate::error::{Error, Result};
 use crate::format::Header;
@@ -93,7 +94,11 @@ impl Shard {
         }
         let mut single = Single { caller, buffer: None };
         let name = info.name;
-        run(&Arc::from([source]), vec![wanted], options, &mut HostDevice::new(), &mut single)
+        let mut device = HostDevice::without_threads();
+        if wanted.bytes() > SLOT_BYTES as u64 {
+            device = HostDevice::new();
+        }
+        run(&Arc::from([source]), vec![wanted], options, &mut device, &mut single)
             .map_err(|error| error.named(|_| name.to_owned()))?;
         let buffer = single.buffer.ok_or_else(|| Error::Internal("no tensor came".to_owned()))?;
         Ok(Tensor { memory: Memory::Owned(buffer), dtype: info.dtype, shape })

@@ -92,20 +92,30 @@ pub(crate) struct HostDevice {
     done: Receiver<Placed>,
     done_in: Sender<Placed>,
     threads: Vec<JoinHandle<()>>,
+    threads_max: usize,
     in_flight: usize,
 }
 
 impl HostDevice {
     /// A device without threads yet; they come with the first slots.
     pub(crate) fn new() -> Self {
+        Self::with_threads_max(processors().min(COPY_THREADS_MAX))
+    }
+
+    /// A device for a single small tensor, which its caller copies.
+    pub(crate) fn without_threads() -> Self {
+        Self::with_threads_max(0)
+    }
+
+    fn with_threads_max(threads_max: usize) -> Self {
         let (jobs, jobs_out) = unbounded();
         let (done_in, done) = unbounded();
-        Self { jobs: Some(jobs), jobs_out, done, done_in, threads: Vec::new(), in_flight: 0 }
+        let (jobs, threads) = (Some(jobs), Vec::new());
+        Self { jobs, jobs_out, done, done_in, threads, threads_max, in_flight: 0 }
     }
 
     fn grow(&mut self) {
-        let most = processors().min(COPY_THREADS_MAX);
-        if self.threads.len() >= self.in_flight.min(most) {
+        if self.threads.len() >= self.in_flight.min(self.threads_max) {
             return;
         }
         let (jobs, done) = (self.jobs_out.clone(), self.done_in.clone());
@@ -147,7 +157,7 @@ impl Device for HostDevice {
                 let job = Job { tag, slot, placements };
                 jobs.send(job).expect("the receiver lives as long as the device");
             }
-            // A process that may not have another thread copies on this one.
+            // A single tensor, or a process that may not have another thread.
             _ => {
                 let placed = carry_out(tag, slot, &placements);
                 self.done_in.send(placed).expect("the receiver lives as long as the device");

@@ -1,6 +1,7 @@
 //! A slot: one piece of huge-page, pre-faulted host memory, owned by one stage at a time.
 
 use std::io;
+use std::ops::Range;
 
 use memmap2::{Advice, MmapMut};
 
@@ -34,6 +35,12 @@ impl Slot {
     /// Its size.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Where it is, for the kernel to know it by.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        let start = self.as_slice().as_ptr().expose_provenance();
+        start..start + self.bytes
     }
 
     /// What is in it.

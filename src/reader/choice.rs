@@ -1,11 +1,13 @@
 //! Chooses a way for every read by what the page cache holds, and tries another where one fails.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::{
-    DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, config, memory_available_bytes,
+    DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES, URING_READS_MIN,
+    config, memory_available_bytes,
 };
 use crate::device::Slot;
 use crate::reader::pread::{Path, PreadReader};
@@ -34,12 +36,39 @@ struct Tally {
     buffered: bool,
 }
 
+/// The kernel's queue, which is set up when the first read wants it.
+enum Uring {
+    Untried,
+    Ready(Box<UringReader>),
+    Refused(String),
+}
+
+impl Uring {
+    fn ready(&mut self) -> Option<&mut UringReader> {
+        match self {
+            Self::Ready(reader) => Some(reader),
+            Self::Untried | Self::Refused(_) => None,
+        }
+    }
+}
+
+/// What a load is about to do.
+#[derive(Debug)]
+pub(crate) struct Outlook {
+    /// Bytes wanted in all.
+    pub(crate) bytes: u64,
+    /// Reads planned.
+    pub(crate) reads: usize,
+    /// Where the slots are that will be used.
+    pub(crate) slots: Vec<Range<usize>>,
+}
+
 /// The reader of every load.
 pub(crate) struct ChoosingReader {
     sources: Arc<[Arc<dyn Source>]>,
     pread: PreadReader,
-    uring: Option<UringReader>,
-    uring_refusal: Option<String>,
+    uring: Uring,
+    slots: Vec<Range<usize>>,
     policy: CachePolicy,
     policy_reason: &'static str,
     began: Instant,
@@ -51,40 +80,31 @@ pub(crate) struct ChoosingReader {
 const TURN: Duration = Duration::from_millis(1);
 
 impl ChoosingReader {
-    /// A reader for one load of `bytes` in all.
+    /// A reader for one load.
     pub(crate) fn new(
         sources: Arc<[Arc<dyn Source>]>,
         choice: ReaderChoice,
         policy: CachePolicy,
-        bytes: u64,
+        outlook: Outlook,
     ) -> Self {
-        let (uring, uring_refusal) = match choice {
-            ReaderChoice::Pread => (None, Some("pread was asked for".to_owned())),
-            ReaderChoice::Auto | ReaderChoice::Uring => {
-                match UringReader::probe(Arc::clone(&sources)) {
-                    Ok(uring) => (Some(uring), None),
-                    Err(refusal) => (None, Some(refusal)),
-                }
+        let uring = match choice {
+            ReaderChoice::Pread => Uring::Refused("pread was asked for".to_owned()),
+            ReaderChoice::Auto if outlook.reads < URING_READS_MIN => {
+                Uring::Refused("too few reads for io_uring".to_owned())
             }
+            ReaderChoice::Auto | ReaderChoice::Uring => Uring::Untried,
         };
-        let (policy, policy_reason) = settle(policy, bytes);
+        let (policy, policy_reason) = settle(policy, outlook.bytes);
         Self {
-            pread: PreadReader::new(Arc::clone(&sources)),
+            pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
             sources,
             uring,
-            uring_refusal,
+            slots: outlook.slots,
             policy,
             policy_reason,
             began: Instant::now(),
             retried: HashSet::new(),
             tally: Tally::default(),
-        }
-    }
-
-    /// Tells the kernel about the slots that will be used, where that gains.
-    pub(crate) fn register(&mut self, slots: &mut [Slot]) {
-        if let Some(uring) = &mut self.uring {
-            uring.register(slots);
         }
     }
 
@@ -103,7 +123,11 @@ impl ChoosingReader {
         if self.cached_fraction() > 0.0 {
             reasons.push("what the page cache holds is read from it".to_owned());
         }
-        reasons.extend(self.uring_refusal.clone());
+        if let Uring::Refused(refusal) = &self.uring
+            && self.tally.direct
+        {
+            reasons.push(refusal.clone());
+        }
         if !self.retried.is_empty() {
             reasons.push(format!("{} reads were tried a second time", self.retried.len()));
         }
@@ -148,25 +172,28 @@ impl ChoosingReader {
     }
 
     fn submit_on(&mut self, path: Path, request: Request, slot: Slot) {
-        match (path, &mut self.uring) {
-            (Path::Direct, Some(uring)) => {
+        if path == Path::Buffered {
+            self.tally.buffered = true;
+            return self.pread.submit_on(path, request, slot);
+        }
+        self.tally.direct = true;
+        if matches!(self.uring, Uring::Untried) {
+            self.uring = match UringReader::probe(Arc::clone(&self.sources), &self.slots) {
+                Ok(reader) => Uring::Ready(Box::new(reader)),
+                Err(refusal) => Uring::Refused(refusal),
+            };
+        }
+        match self.uring.ready() {
+            Some(uring) => {
                 self.tally.uring = true;
-                self.tally.direct = true;
                 uring.submit(request, slot);
             }
-            (Path::Direct, None) => {
-                self.tally.direct = true;
-                self.pread.submit_on(path, request, slot);
-            }
-            (Path::Buffered, _) => {
-                self.tally.buffered = true;
-                self.pread.submit_on(path, request, slot);
-            }
+            None => self.pread.submit_on(path, request, slot),
         }
     }
 
     fn wait_any(&mut self, timeout: Duration) -> Option<Completion> {
-        let Some(uring) = self.uring.as_mut().filter(|uring| uring.in_flight() > 0) else {
+        let Some(uring) = self.uring.ready().filter(|uring| uring.in_flight() > 0) else {
             return self.pread.wait(timeout);
         };
         if self.pread.in_flight() == 0 {
@@ -181,6 +208,9 @@ fn settle(policy: CachePolicy, bytes: u64) -> (CachePolicy, &'static str) {
     match policy {
         CachePolicy::Keep => (policy, "cache=keep: read through the page cache"),
         CachePolicy::Bypass => (policy, "cache=bypass: read past the page cache"),
+        CachePolicy::Auto if bytes <= SMALL_LOAD_BYTES => {
+            (CachePolicy::Keep, "cache=auto: small, read through the page cache")
+        }
         CachePolicy::Auto if bytes > memory_available_bytes() / 2 => {
             (CachePolicy::Bypass, "cache=auto: larger than half of the memory available")
         }
@@ -212,7 +242,11 @@ impl Reader for ChoosingReader {
     }
 
     fn in_flight(&self) -> usize {
-        self.pread.in_flight() + self.uring.as_ref().map_or(0, Reader::in_flight)
+        let uring = match &self.uring {
+            Uring::Ready(reader) => reader.in_flight(),
+            Uring::Untried | Uring::Refused(_) => 0,
+        };
+        self.pread.in_flight() + uring
     }
 }
 

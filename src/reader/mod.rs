@@ -11,7 +11,7 @@ pub(crate) mod uring;
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub(crate) use choice::{CachePolicy, ChoosingReader};
+pub(crate) use choice::{CachePolicy, ChoosingReader, Outlook};
 
 use crate::device::Slot;
 

@@ -39,16 +39,19 @@ pub(crate) struct PreadReader {
     done: Receiver<Completion>,
     done_in: Sender<Completion>,
     threads: Vec<JoinHandle<()>>,
+    threads_max: usize,
     in_flight: usize,
 }
 
 impl PreadReader {
-    /// A pool without threads yet.
-    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>) -> Self {
+    /// A pool for so many reads, without threads yet; a single read is done by its caller.
+    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>, reads: usize) -> Self {
+        let threads_max = if reads > 1 { processors().clamp(2, READ_THREADS_MAX) } else { 0 };
         let (jobs, jobs_out) = unbounded();
         let (done_in, done) = unbounded();
         let threads = Vec::new();
-        Self { sources, jobs: Some(jobs), jobs_out, done, done_in, threads, in_flight: 0 }
+        let jobs = Some(jobs);
+        Self { sources, jobs, jobs_out, done, done_in, threads, threads_max, in_flight: 0 }
     }
 
     /// Begins a read on the given path.
@@ -60,7 +63,7 @@ impl PreadReader {
             Some(jobs) if !self.threads.is_empty() => {
                 jobs.send(job).expect("the receiver lives as long as the pool");
             }
-            // A process that may not have another thread reads on this one.
+            // A single read, or a process that may not have another thread.
             _ => {
                 let completion = carry_out(&self.sources, job);
                 self.done_in.send(completion).expect("the receiver lives as long as the pool");
@@ -74,8 +77,7 @@ impl PreadReader {
     }
 
     fn grow(&mut self) {
-        let most = processors().clamp(2, READ_THREADS_MAX);
-        if self.threads.len() >= self.in_flight.min(most) {
+        if self.threads.len() >= self.in_flight.min(self.threads_max) {
             return;
         }
         let sources = Arc::clone(&self.sources);

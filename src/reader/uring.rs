@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,33 +40,29 @@ pub(crate) struct UringReader {
 }
 
 impl UringReader {
-    /// Tries the kernel; in case of refusal says why, in words that a person can act on.
-    pub(crate) fn probe(sources: Arc<[Arc<dyn Source>]>) -> Result<Self, String> {
+    /// Tries the kernel; in case of refusal says why, in words that a person can act on. The slots
+    /// that will be used are registered, so that the kernel need not pin them for every read; where
+    /// the limit on locked memory forbids it, reads go on unregistered.
+    pub(crate) fn probe(
+        sources: Arc<[Arc<dyn Source>]>,
+        slots: &[Range<usize>],
+    ) -> Result<Self, String> {
         let ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
         if !ring.params().is_feature_ext_arg() {
             return Err("io_uring of this kernel cannot wait with a time limit".to_owned());
         }
-        let (registered, pending, ended) = (Vec::new(), Vec::new(), VecDeque::new());
-        Ok(Self { ring, sources, registered, pending, ended, in_flight: 0 })
-    }
-
-    /// Registers slots with the kernel, which then need not pin them for every read. Where the
-    /// limit on locked memory forbids it, reads go on unregistered.
-    pub(crate) fn register(&mut self, slots: &mut [Slot]) {
-        let vectors: Vec<libc::iovec> = slots
-            .iter_mut()
-            .map(Slot::as_mut_slice)
-            .map(|memory| libc::iovec {
-                iov_base: memory.as_mut_ptr().cast(),
-                iov_len: memory.len(),
-            })
-            .collect();
+        let vector = |slot: &Range<usize>| libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(slot.start),
+            iov_len: slot.len(),
+        };
+        let vectors: Vec<libc::iovec> = slots.iter().map(vector).collect();
         // SAFETY: registering pins the pages: the kernel keeps them even if a slot were unmapped,
         // and it writes into them only for a read whose slot `pending` owns.
-        let registered = unsafe { self.ring.submitter().register_buffers(&vectors) };
-        if registered.is_ok() {
-            self.registered = vectors.iter().map(|vector| vector.iov_base as usize).collect();
-        }
+        let accepted = unsafe { ring.submitter().register_buffers(&vectors) };
+        let starts = slots.iter().map(|slot| slot.start);
+        let registered = starts.filter(|_| accepted.is_ok()).collect();
+        let (pending, ended) = (Vec::new(), VecDeque::new());
+        Ok(Self { ring, sources, registered, pending, ended, in_flight: 0 })
     }
 
     /// Queues the rest of a read; fails only while the kernel knows nothing of it.

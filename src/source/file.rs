@@ -57,6 +57,9 @@ impl LocalFile {
             return Err(Error::refused(path, libc::ENODEV, &message));
         }
         let identity = Identity::of(&file).map_err(|error| Error::io(path, error))?;
+        if identity.bytes == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
+            return Err(Error::refused(path, libc::ENODEV, "Not a file but text of the kernel's"));
+        }
         Ok(Self { path: path.to_owned(), file, identity, direct: OnceLock::new() })
     }
 
