@@ -86,7 +86,9 @@ impl Load<'_, '_> {
                 if let Some(completion) = self.reader.wait(SIGNAL_INTERVAL) {
                     self.completed(progress, completion)?;
                 }
-            } else if let Some(placed) = self.device.wait(SIGNAL_INTERVAL) {
+            } else if self.device.in_flight() > 0
+                && let Some(placed) = self.device.wait(SIGNAL_INTERVAL)
+            {
                 self.placed(progress, placed)?;
             }
         }
