@@ -64,7 +64,7 @@ const _: () = assert!(SLOTS_MIN <= LOAD_SLOTS_MAX && LOAD_SLOTS_MAX <= RING_SLOT
 pub(crate) enum ReaderChoice {
     /// `io_uring` for direct reads where the kernel allows it, pread threads otherwise.
     Auto,
-    /// As `Auto`; a kernel that refuses is an error nobody hides, told in the report.
+    /// As `Auto`, and `io_uring` also for loads of very few reads.
     Uring,
     /// Pread threads only.
     Pread,

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Plan, Wanted};
 use crate::reader::fake::{FakeReader, Random};
+use crate::reader::uring::UringReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook, Reader};
 use crate::ring::Ring;
 use crate::source::faulty::{Faults, FaultySource, Mode};
@@ -205,7 +206,11 @@ fn every_reader_source_and_device_delivers_every_byte() {
             }
         }
     }
-    println_in_test(&format!("conformance: {combinations} combinations"));
+    let uring = match UringReader::probe(Arc::clone(&on_disk.sources), &[]) {
+        Ok(_) => "among them io_uring".to_owned(),
+        Err(refusal) => format!("without io_uring: {refusal}"),
+    };
+    println_in_test(&format!("conformance: {combinations} combinations, {uring}"));
 }
 
 #[test]

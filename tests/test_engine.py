@@ -371,8 +371,7 @@ def test_report(checkpoint: Path, backend: str) -> None:
     report = last_report()
     assert isinstance(report, safetensors_streaming.Report)
     facts = report.to_dict()
-    assert json.loads(report.to_json()) == pytest.approx(facts) or facts["seconds"]
-    assert facts.keys() == json.loads(report.to_json()).keys()
+    assert json.loads(report.to_json()) == facts
     assert {name: getattr(report, name) for name in facts} == facts
     assert facts["files"] == 3
     assert facts["tensors"] == 3 * len(DTYPES)
@@ -579,25 +578,26 @@ def test_forked_after_a_load(large: Path) -> None:
     run_python(
         """
         import os, sys
+        from oracle import bits
         from safetensors_streaming import load_file, stream
 
-        def total(tensors):
-            return sum(float(tensor.sum()) for tensor in tensors.values())
+        def content(tensors):
+            return {name: bits(tensor) for name, tensor in tensors.items()}
 
         path = sys.argv[1]
-        expected = total(load_file(path, backend="pread"))
+        expected = content(load_file(path, backend="pread"))
         flow = stream(path)  # the ring is in use when the process forks
         first = next(flow)
         for _ in range(3):
             child = os.fork()
             if child == 0:
-                right = total(load_file(path, backend="pread")) == expected
-                right &= total(load_file(path)) == expected
-                right &= abs(total(dict(stream(path))) - expected) < 1e-3
+                right = content(load_file(path, backend="pread")) == expected
+                right &= content(load_file(path)) == expected
+                right &= content(dict(stream(path))) == expected
                 os._exit(0 if right else 1)
             assert os.waitpid(child, 0)[1] == 0
-        assert len(list(flow)) == 23
-        assert total(load_file(path, backend="pread")) == expected
+        assert content(dict([first, *flow])) == expected
+        assert content(load_file(path, backend="pread")) == expected
         """,
         large,
     )
