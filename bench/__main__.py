@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 
@@ -103,6 +105,17 @@ def run_row(row: Row, files: list[Path], blocks: int) -> Samples:
     return samples
 
 
+def only_run() -> TextIO:
+    """Waits until no other run works on the same files; holds until the result is closed."""
+    lock = (models.CACHE / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("waiting for another run to end: each would evict the other's files")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def measure_ceilings(rows: list[Row], files: list[Path]) -> dict[str, float]:
     """Measures what bounds the chosen rows, in bytes per second."""
     wanted = {row.ceiling for row in rows}
@@ -162,13 +175,14 @@ def main() -> None:
     for name in LOADERS:
         if missing(name):
             say(f"skipped: {name} ({LOADERS[name].package} is not installed)")
-    ceilings = measure_ceilings(rows, model)
     results: list[Result] = []
-    for row in rows:
-        chosen = files[row.files]
-        samples = run_row(row, chosen, options.blocks or row.blocks)
-        size = sum(file.stat().st_size for file in chosen)
-        results.append(evaluate(row, samples, size, ceilings))
+    with only_run():
+        ceilings = measure_ceilings(rows, model)
+        for row in rows:
+            chosen = files[row.files]
+            samples = run_row(row, chosen, options.blocks or row.blocks)
+            size = sum(file.stat().st_size for file in chosen)
+            results.append(evaluate(row, samples, size, ceilings))
     say(table(results))
     verdicts = [result.reached for result in results]
     say(

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 PAGE = mmap.PAGESIZE
 WARMING_BYTES = 8 << 20
-CACHE_TRIES = 5
+CACHE_TRIES = 20
+CACHE_PAUSE_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,14 @@ def set_cache(state: str, paths: list[Path]) -> float:
     Returns:
         The cached fraction found afterwards.
     """
-    for _ in range(CACHE_TRIES):  # the kernel may reclaim a page at any time
+    for _ in range(CACHE_TRIES):  # the kernel reclaims at will, and another process may hold pages
         for path in paths:
             with path.open("rb", buffering=0) as file:
                 _steer_cache(state, file)
         fraction = cached_fraction(paths)
         if fraction == {"cold": 0.0, "warm": 1.0}.get(state, fraction):
             return fraction
+        time.sleep(CACHE_PAUSE_S)
     raise RuntimeError(f"the files should be {state}, but {fraction:.4%} is cached")
 
 

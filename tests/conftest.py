@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import safetensors_streaming
 import torch
-from oracle import Entry, write_raw
+from oracle import Entry, write_checkpoint, write_raw, write_slow
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
@@ -47,3 +47,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     count = MIB
     save_file({f"t{i:02}": torch.randn(count, generator=seed) for i in range(24)}, path)
     return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder of three shards of every type, with their index."""
+    return write_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    """Half a GiB of zeros."""
+    return write_slow(tmp_path / "slow.safetensors")

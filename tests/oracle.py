@@ -210,3 +210,49 @@ def write_sparse(path: Path, tensors: int, tensor_bytes: int) -> Path:
     path.write_bytes(header)
     os.truncate(path, len(header) + tensors * tensor_bytes)
     return path
+
+
+SLOW_TENSORS = 8
+SLOW_BYTES = 64 << 20
+
+
+def write_slow(path: Path) -> Path:
+    """Half a GiB of zeros: takes longer than the time between two progress calls."""
+    return write_sparse(path, SLOW_TENSORS, SLOW_BYTES)
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Writes three shards of every type, and their index, into a new folder."""
+    folder.mkdir()
+    weight_map = {}
+    for shard in range(3):
+        file = f"model-0000{shard + 1}-of-00003.safetensors"
+        entries = {f"s{shard}.{name}": Entry(name, [5 + shard, 2]) for name in reversed(DTYPES)}
+        write_raw(folder / file, entries, {"format": "pt"}, misalign=shard * 3)
+        weight_map.update(dict.fromkeys(entries, file))
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def shards(folder: Path) -> list[Path]:
+    """The files of a checkpoint, in order."""
+    return sorted(folder.glob("*.safetensors"))
+
+
+def by_stock(folder: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint as stock loads it, file by file."""
+    merged: dict[str, torch.Tensor] = {}
+    for file in shards(folder):
+        merged.update(STOCK.load_file(file))
+    return merged
+
+
+def evict(path: Path) -> None:
+    """Takes a file out of the page cache."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)

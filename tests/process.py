@@ -30,6 +30,11 @@ def threads() -> list[str]:
     return names
 
 
+def busy() -> list[str]:
+    """Threads of loads; those that read ahead of a mapping are none."""
+    return [name for name in threads() if not name.startswith("sst-ahead")]
+
+
 def descriptors() -> list[str]:
     """What this process's open descriptors point at."""
     return [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
@@ -55,7 +60,7 @@ def eventually(condition: Callable[[], object], deadline_s: float = DEADLINE_S) 
     while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.005)
+        os.sched_yield()
     return bool(condition())
 
 
@@ -72,14 +77,20 @@ def run_python(
     env: Mapping[str, str] | None = None,
     wrapper: Sequence[str] = (),
 ) -> str:
-    """Runs a script in a fresh interpreter, asserts that it succeeds, and gives its output."""
+    """Runs Python source in a fresh interpreter; see ``run``."""
+    command = [*wrapper, sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)]
+    return run(command, env)
+
+
+def run_script(script: Path, *arguments: object, env: Mapping[str, str] | None = None) -> str:
+    """Runs a script, as children that are spawned need it, in a fresh interpreter; see ``run``."""
+    return run([sys.executable, str(script), *map(str, arguments)], env)
+
+
+def run(command: Sequence[str], env: Mapping[str, str] | None) -> str:
+    """Runs a command, asserts that it succeeds, and gives its output."""
     done = subprocess.run(  # noqa: S603
-        [*wrapper, sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
+        command, env=environment(env), capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout

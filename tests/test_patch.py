@@ -1,4 +1,4 @@
-"""``patch``: who is led here, how it is undone, and what becomes of child processes (F)."""
+"""``patch``: who is led here, and how it is undone (contract 5 F)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from safetensors_streaming import patch, patched, status, unpatch
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-START_METHODS = ["spawn", "fork", "forkserver"]
 
 
 def served() -> int:
@@ -204,9 +202,9 @@ def test_patched_is_undone_by_exceptions() -> None:
 def test_ours_stay_ours(sample: Path) -> None:
     """Our own names are no alias of the patch: they work before, during and after."""
     expected = STOCK.load_file(sample)
-    for context in (patched, lambda: patched(), patched):
+    for _ in range(2):
         assert same(OURS.load_file(sample), expected)
-        with context():
+        with patched():
             assert same(OURS.load_file(sample), expected)
             assert same(safetensors_streaming.load_file(sample), expected)
 
@@ -331,97 +329,6 @@ def test_before_and_undone_before_torch(sample: Path) -> None:
         assert safetensors.safe_open.__module__ == "builtins"
         safetensors.torch.load_file(sys.argv[1])
         assert status().served == {} and not status().patched
-        """,
-        sample,
-    )
-
-
-# Child processes: a script, because spawn needs a main module that can be imported.
-
-PARENT = '''
-import multiprocessing, os, subprocess, sys
-
-CHILD = """
-import sys, safetensors.torch
-safetensors.torch.load_file(sys.argv[1])
-state = sys.modules.get("safetensors_streaming")
-print(sum(state.status().served.values()) if state else 0)
-"""
-
-def work(path, answers):
-    import safetensors.torch
-    before = 0
-    if "safetensors_streaming" in sys.modules:
-        before = sum(sys.modules["safetensors_streaming"].status().served.values())
-    safetensors.torch.load_file(path)
-    with safetensors.safe_open(path, "pt") as handle:
-        handle.get_tensor("a")
-    state = sys.modules.get("safetensors_streaming")
-    answers.put(sum(state.status().served.values()) - before if state else 0)
-
-def run(method, path):
-    context = multiprocessing.get_context(method)
-    answers = context.SimpleQueue()
-    child = context.Process(target=work, args=(path, answers))
-    child.start()
-    count = answers.get()
-    child.join()
-    return count
-
-def subprocess_counts(path):
-    for extra in ([], ["-I"]):
-        command = [sys.executable, *extra, "-c", CHILD, path]
-        yield int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-if __name__ == "__main__":
-    from safetensors_streaming import load_file, patch, unpatch
-
-    path, method = sys.argv[1:]
-    load_file(path, backend="pread")
-    patch(children=True)
-    assert os.environ["SAFETENSORS_STREAMING_PATCH"] == "1"
-    if method == "subprocess":
-        assert list(subprocess_counts(path)) == [1, 1]
-    else:
-        assert run(method, path) == 2
-    unpatch()
-    assert "SAFETENSORS_STREAMING_PATCH" not in os.environ
-    if method == "subprocess":
-        assert list(subprocess_counts(path)) == [0, 0]
-    elif method != "forkserver":  # its server has the environment of its first start
-        assert run(method, path) == 0
-    if method == "fork":
-        patch()
-        assert run(method, path) == 2
-        unpatch()
-'''
-
-
-@pytest.mark.parametrize("method", [*START_METHODS, "subprocess"])
-def test_children(sample: Path, tmp_path: Path, method: str) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    run_python(
-        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], None, '__main__')"
-        if method in {"fork", "subprocess"}
-        else "import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[1:]], check=True)",
-        script,
-        sample,
-        method,
-    )
-
-
-def test_children_are_patched_only_when_asked(sample: Path) -> None:
-    run_python(
-        """
-        import os, subprocess, sys
-        from safetensors_streaming import patch
-        patch()
-        assert "SAFETENSORS_STREAMING_PATCH" not in os.environ
-        code = "import safetensors, sys; print('safetensors_streaming' in sys.modules)"
-        command = [sys.executable, "-c", code]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        assert said == "False\\n", said
         """,
         sample,
     )
