@@ -175,6 +175,26 @@ def test_a_broken_index_is_named(checkpoint: Path, text: str) -> None:
         load_checkpoint(checkpoint)
 
 
+def test_shards_in_a_folder_below_the_index(checkpoint: Path) -> None:
+    below = checkpoint / "weights"
+    below.mkdir()
+    index = checkpoint / "model.safetensors.index.json"
+    known = json.loads(index.read_text())
+    for file in shards(checkpoint):
+        file.rename(below / file.name)
+    moved = {name: f"weights/{file}" for name, file in known["weight_map"].items()}
+    index.write_text(json.dumps({"weight_map": moved}))
+    assert same(load_checkpoint(checkpoint), by_stock(below))
+
+
+@pytest.mark.parametrize("file", ["../secret.safetensors", "/etc/secret.safetensors", ""])
+def test_shards_outside_the_folder_are_refused(checkpoint: Path, file: str) -> None:
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": file}}))
+    with pytest.raises(safetensors.SafetensorError, match=re.escape(f"`{file}`")):
+        load_checkpoint(checkpoint)
+
+
 def test_places_that_are_not_there(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "no.safetensors", str(tmp_path / "no-*.safetensors")):
         with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path))):

@@ -1,7 +1,7 @@
 //! What a path means: a file, a folder, or an index that names shards.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::format::index::Index;
@@ -62,6 +62,12 @@ impl Location {
         let text = fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
         let index = Index::parse(text.as_bytes())
             .map_err(|error| Error::Format(format!("invalid index {}: {error}", path.display())))?;
+        if let Some(name) = index.shards().into_iter().find(|name| !is_below(name)) {
+            let path = path.display();
+            let text =
+                format!("invalid index {path}: the shard `{name}` is no file below its folder");
+            return Err(Error::Format(text));
+        }
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards: Vec<PathBuf> = index.shards().iter().map(|name| folder.join(name)).collect();
         for shard in &shards {
@@ -72,4 +78,10 @@ impl Location {
         }
         Ok(Self { shards, index: Some((path.to_owned(), index)) })
     }
+}
+
+/// Whether a shard's name stays in the index's folder: others could reach files of anybody's.
+fn is_below(name: &str) -> bool {
+    let mut parts = Path::new(name).components().peekable();
+    parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }

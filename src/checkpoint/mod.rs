@@ -275,11 +275,10 @@ impl Checkpoint {
                 path.display()
             ))
         };
-        let file_name = |shard: &Shard| shard.path.file_name().map(ToOwned::to_owned);
-        let by_file: BTreeMap<_, _> =
-            self.shards.iter().filter_map(|shard| Some((file_name(shard)?, shard))).collect();
+        let by_file: BTreeMap<&str, &Shard> =
+            index.shards().into_iter().zip(&self.shards).collect();
         for (name, file) in index.tensors() {
-            let shard = by_file.get(Path::new(file).as_os_str());
+            let shard = by_file.get(file);
             if shard.is_none_or(|shard| shard.header.find(name).is_none()) {
                 return Err(disagree(format!(
                     "tensor `{name}` is not in {file}, as the index says"

@@ -33,11 +33,12 @@ class AfterImport(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Let the other finders find the module, and load it in their loader's place."""
-        if fullname != self.name:
+        """Let the finders behind this one find the module, and load it in their loader's place."""
+        finders = list(sys.meta_path)
+        if fullname != self.name or self not in finders:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        behind = finders[finders.index(self) + 1 :]
+        specs = (finder.find_spec(fullname, path, target) for finder in behind)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:
             self.loader, spec.loader = spec.loader, self
@@ -59,8 +60,12 @@ class AfterImport(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """In a child of `patch(children=True)`: patch as soon as `safetensors` was imported."""
-    AfterImport("safetensors", _patch).install()
+    """In a child of `patch(children=True)`: patch as soon as `safetensors` was imported.
+
+    Some versions of Python run the `.pth` files of a virtual environment twice.
+    """
+    if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
+        AfterImport("safetensors", _patch).install()
 
 
 def _patch() -> None:
