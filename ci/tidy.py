@@ -10,6 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Where `unsafe` may stand, and nowhere else.
 UNSAFE_FILES = {
+    "src/device/cuda/copy.rs",
+    "src/device/cuda/driver.rs",
+    "src/device/cuda/kernels.rs",
+    "src/device/cuda/memory.rs",
+    "src/device/cuda/pinned.rs",
+    "src/device/cuda/stream.rs",
     "src/device/host.rs",
     "src/device/mapping.rs",
     "src/python/tensor.rs",

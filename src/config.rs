@@ -18,6 +18,9 @@ pub(crate) const RING_SLOTS_MAX: usize = 32;
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
 
+/// Slots of a load that go on in use where memory cannot be pinned.
+pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
+
 /// Unwanted bytes that are read rather than skipped between two wanted tensors.
 pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 
@@ -26,6 +29,28 @@ pub(crate) const ALIGNMENT_BYTES: usize = 4096;
 
 /// Tensors in memory of ours begin on this boundary: a cache line, and `AVX-512`'s width.
 pub(crate) const HOST_ALIGNMENT_BYTES: usize = 64;
+
+/// Tensors in memory of a GPU begin on this boundary, as torch's own do.
+pub(crate) const DEVICE_ALIGNMENT_BYTES: u64 = 512;
+
+/// The largest allocation that several tensors share: what one survivor can keep from being freed.
+pub(crate) const SLAB_BYTES_MAX: u64 = 64 << 20;
+
+/// Pieces up to this size are placed by a kernel, many at once: a copy of its own costs each as
+/// much as the link needs for some hundred KiB.
+pub(crate) const SMALL_PIECE_BYTES: usize = 64 << 10;
+
+/// Loads from this size on have torch reserve the memory of all their tensors in one piece.
+pub(crate) const RESERVATION_BYTES_MIN: u64 = 64 << 20;
+
+/// Allocations up to this size are cut from small blocks of torch's, which no reservation helps.
+pub(crate) const TORCH_SMALL_BYTES_MAX: u64 = 1 << 20;
+
+/// Bytes at the end of a slot for the table of its pieces.
+pub(crate) const TABLE_BYTES: usize = 128 << 10;
+
+/// Pieces of one read, as many as the table holds; more than a block of `ALIGNMENT_BYTES` can have.
+pub(crate) const PIECES_MAX: usize = TABLE_BYTES / 24;
 
 /// Loads up to this size are read through the page cache: it hardly fills by them, and the next
 /// load of the same adapter or tensor finds them there.
@@ -57,6 +82,7 @@ pub(crate) const DISK_TRIAL: Duration = Duration::from_millis(500);
 
 const _: () = assert!(SLOT_BYTES.is_multiple_of(ALIGNMENT_BYTES));
 const _: () = assert!(SLOT_BYTES.is_multiple_of(WARM_CHUNK_BYTES));
+const _: () = assert!(PIECES_MAX > ALIGNMENT_BYTES + 1);
 const _: () = assert!(SLOTS_MIN <= LOAD_SLOTS_MAX && LOAD_SLOTS_MAX <= RING_SLOTS_MAX);
 
 /// Which reader the user wants; `Auto` decides by chunk.

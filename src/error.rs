@@ -62,6 +62,32 @@ pub(crate) enum Error {
         purpose: &'static str,
     },
 
+    /// A GPU or its driver refused.
+    #[error("cuda:{ordinal}: {what}: {message}")]
+    Device {
+        /// The number of the GPU.
+        ordinal: usize,
+        /// The driver's function, or what was looked at.
+        what: &'static str,
+        /// The driver's words, and what to do.
+        message: String,
+    },
+
+    /// The memory of a GPU ran out.
+    #[error(
+        "CUDA out of memory: cuda:{ordinal} has {free} of {total} bytes free, {wanted} are wanted"
+    )]
+    DeviceMemory {
+        /// The number of the GPU.
+        ordinal: usize,
+        /// The bytes that were wanted.
+        wanted: u64,
+        /// The bytes that were free.
+        free: u64,
+        /// The bytes of the GPU's memory.
+        total: u64,
+    },
+
     /// The caller's own code stopped the load: a signal, or its callback raised.
     #[error("{0}")]
     Stopped(Box<dyn std::error::Error + Send + Sync>),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::SIGNAL_INTERVAL;
-use crate::device::{Device, HostBuffer, Placed, Placement, Slot};
+use crate::device::{Buffer, Destination, Placed, Placement, Slot};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::reader::{Completion, Reader, Request};
@@ -16,7 +16,7 @@ use crate::source::Source;
 /// Whoever wants the result: takes each target as it is complete, and may stop the load.
 pub(crate) trait Caller {
     /// A target is whole.
-    fn deliver(&mut self, target: usize, buffer: HostBuffer) -> Result<()>;
+    fn deliver(&mut self, target: usize, buffer: Buffer) -> Result<()>;
 
     /// Called now and then, at least every `SIGNAL_INTERVAL`; an error stops the load.
     fn check(&mut self, bytes_done: u64) -> Result<()>;
@@ -31,7 +31,7 @@ pub(crate) struct Load<'parts, 'ring> {
     /// By whom.
     pub(crate) reader: &'parts mut dyn Reader,
     /// To where.
-    pub(crate) device: &'parts mut dyn Device,
+    pub(crate) to: Destination<'parts>,
     /// Through which slots.
     pub(crate) lease: &'parts mut Lease<'ring>,
     /// For whom.
@@ -40,7 +40,7 @@ pub(crate) struct Load<'parts, 'ring> {
 
 /// A target that is being filled.
 struct Filling {
-    buffer: HostBuffer,
+    buffer: Buffer,
     missing: u64,
 }
 
@@ -76,18 +76,18 @@ impl Load<'_, '_> {
         loop {
             self.caller.check(progress.bytes_done)?;
             self.submit(progress);
-            if self.reader.in_flight() == 0 && self.device.in_flight() == 0 {
+            if self.reader.in_flight() == 0 && self.to.device.in_flight() == 0 {
                 return Ok(());
             }
-            while let Some(placed) = self.device.wait(Duration::ZERO) {
+            while let Some(placed) = self.to.device.wait(Duration::ZERO) {
                 self.placed(progress, placed)?;
             }
             if self.reader.in_flight() > 0 {
                 if let Some(completion) = self.reader.wait(SIGNAL_INTERVAL) {
                     self.completed(progress, completion)?;
                 }
-            } else if self.device.in_flight() > 0
-                && let Some(placed) = self.device.wait(SIGNAL_INTERVAL)
+            } else if self.to.device.in_flight() > 0
+                && let Some(placed) = self.to.device.wait(SIGNAL_INTERVAL)
             {
                 self.placed(progress, placed)?;
             }
@@ -98,7 +98,7 @@ impl Load<'_, '_> {
     fn deliver_empty(&mut self, progress: &mut Progress) -> Result<()> {
         for (target, wanted) in self.plan.wanted.iter().enumerate() {
             if wanted.bytes() == 0 {
-                let buffer = self.device.allocate(0)?;
+                let buffer = self.to.allocator.allocate(target, 0)?;
                 progress.delivered += 1;
                 self.caller.deliver(target, buffer)?;
             }
@@ -124,7 +124,7 @@ impl Load<'_, '_> {
             .and_then(|()| self.placements(&mut progress.filling, request.tag));
         match checked {
             Ok(placements) => {
-                self.device.place(request.tag, slot, placements);
+                self.to.device.place(request.tag, slot, placements);
                 Ok(())
             }
             Err(error) => {
@@ -167,7 +167,7 @@ impl Load<'_, '_> {
             } else {
                 let missing = self.plan.wanted[piece.target].bytes();
                 let bytes = usize::try_from(missing).unwrap_or(usize::MAX);
-                let buffer = self.device.allocate(bytes)?;
+                let buffer = self.to.allocator.allocate(piece.target, bytes)?;
                 filling.insert(piece.target, Filling { buffer: buffer.clone(), missing });
                 buffer
             };
@@ -206,8 +206,8 @@ impl Load<'_, '_> {
         while self.reader.in_flight() > 0 {
             slots.extend(self.reader.wait(SIGNAL_INTERVAL).map(|completion| completion.slot));
         }
-        while self.device.in_flight() > 0 {
-            slots.extend(self.device.wait(SIGNAL_INTERVAL).map(|placed| placed.slot));
+        while self.to.device.in_flight() > 0 {
+            slots.extend(self.to.device.wait(SIGNAL_INTERVAL).map(|placed| placed.slot));
         }
         for slot in slots {
             self.lease.put(slot);

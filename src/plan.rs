@@ -1,6 +1,6 @@
 //! Wanted byte ranges to few large reads in file order, and to the copies that follow. No I/O.
 
-use crate::config::{ALIGNMENT_BYTES, GAP_BYTES_MAX};
+use crate::config::{ALIGNMENT_BYTES, GAP_BYTES_MAX, PIECES_MAX};
 
 /// A range of a shard's bytes that is to fill one target from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +112,14 @@ impl Span {
         let mut offset = self.begin / alignment * alignment;
         let mut first = 0;
         while offset < end {
-            let stop = ((offset / chunk + 1) * chunk).min(end);
-            let pieces = self.pieces(wanted, &mut first, offset, stop);
+            let mut stop = ((offset / chunk + 1) * chunk).min(end);
+            let mut pieces = self.pieces(wanted, &mut first, offset, stop);
+            if let Some(surplus) = pieces.get(PIECES_MAX) {
+                // A block holds fewer pieces than that, so something is left before it.
+                let begin = offset + surplus.slot_offset as u64;
+                stop = (begin / alignment * alignment).max(offset + alignment);
+                pieces = self.pieces(wanted, &mut first, offset, stop);
+            }
             if !pieces.is_empty() {
                 let bytes = usize::try_from(stop - offset).expect("a chunk fits in memory");
                 reads.push(Read { shard: self.shard, offset, bytes, pieces });

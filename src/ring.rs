@@ -2,11 +2,13 @@
 //! number, and never shared with a forked child.
 
 use std::io;
-use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle};
 
-use crate::config::{RING_SLOTS_MAX, SLOT_BYTES};
+use crossbeam::channel::{Receiver, unbounded};
+
+use crate::config::{RING_SLOTS_MAX, SLOT_BYTES, UNPINNED_SLOTS_MAX};
 use crate::device::Slot;
 
 /// A bounded pool of slots.
@@ -24,7 +26,36 @@ pub(crate) struct Lease<'ring> {
     ring: &'ring Ring,
     /// Free slots, the one used last on top: it is the one most likely in the cache.
     free: Vec<Slot>,
+    /// Slots of this lease, those that are still being made included.
     lent: usize,
+    making: Option<Making>,
+}
+
+/// Slots that a thread makes while the load is under way with the first: touching new memory is
+/// slower than many a disk.
+#[derive(Debug)]
+struct Making {
+    slots: Receiver<Slot>,
+    cancelled: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Making {
+    fn begin(count: usize, slot_bytes: usize) -> io::Result<Self> {
+        let (made, slots) = unbounded();
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&cancelled);
+        let thread = Builder::new().name("sst-slots".to_owned()).spawn(move || {
+            for _ in 0..count {
+                // Fewer slots will do.
+                let Ok(slot) = Slot::new(slot_bytes) else { return };
+                if made.send(slot).is_err() || stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { slots, cancelled, thread })
+    }
 }
 
 impl Ring {
@@ -47,21 +78,24 @@ impl Ring {
     /// Lends up to `wanted` slots. A load never waits for another: when the ring is exhausted it
     /// gets one slot beyond the limit, which is freed as soon as it comes back.
     pub(crate) fn lend(&self, wanted: usize) -> io::Result<Lease<'_>> {
-        let mut lease = Lease { ring: self, free: Vec::new(), lent: 0 };
-        while lease.lent < wanted {
-            let kept = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-            let room = self.made.load(Ordering::Relaxed) < self.slots_max;
-            let slot = match kept {
-                Some(slot) => slot,
-                None if lease.lent == 0 => self.make()?,
-                None if room => match self.make() {
-                    Ok(slot) => slot,
-                    Err(_fewer_will_do) => break,
-                },
-                None => break,
-            };
-            lease.free.push(slot);
-            lease.lent += 1;
+        let mut free = {
+            let mut kept = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = kept.len().saturating_sub(wanted);
+            kept.split_off(left)
+        };
+        if free.is_empty() && wanted > 0 {
+            free.push(Slot::new(self.slot_bytes)?);
+            self.made.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut lease = Lease { ring: self, lent: free.len(), free, making: None };
+        let room = self.slots_max.saturating_sub(self.made.load(Ordering::Relaxed));
+        let more = room.min(wanted - lease.lent);
+        if more > 0
+            && let Ok(making) = Making::begin(more, self.slot_bytes)
+        {
+            self.made.fetch_add(more, Ordering::Relaxed);
+            lease.lent += more;
+            lease.making = Some(making);
         }
         Ok(lease)
     }
@@ -85,14 +119,8 @@ impl Ring {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn make(&self) -> io::Result<Slot> {
-        let slot = Slot::new(self.slot_bytes)?;
-        self.made.fetch_add(1, Ordering::Relaxed);
-        Ok(slot)
-    }
-
     fn give_back(&self, slot: Slot) {
-        if self.made.load(Ordering::Relaxed) > self.slots_max {
+        if slot.pinned().is_refused() || self.made.load(Ordering::Relaxed) > self.slots_max {
             self.made.fetch_sub(1, Ordering::Relaxed);
         } else {
             self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
@@ -101,24 +129,29 @@ impl Ring {
 }
 
 impl Lease<'_> {
-    /// A free slot, if one is left.
+    /// A free slot, if there is one by now.
     pub(crate) fn take(&mut self) -> Option<Slot> {
-        self.free.pop()
+        self.free.pop().or_else(|| self.making.as_ref()?.slots.try_recv().ok())
     }
 
-    /// A slot that was taken comes back.
+    /// A slot that was taken comes back. Of slots that could not be pinned only a pair is kept: what
+    /// the driver refuses is short.
     pub(crate) fn put(&mut self, slot: Slot) {
-        self.free.push(slot);
+        if slot.pinned().is_refused() && self.lent > UNPINNED_SLOTS_MAX {
+            self.lent -= 1;
+            self.ring.made.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            self.free.push(slot);
+        }
     }
 
-    /// Where the free slots are, for a reader that wants to register them.
-    pub(crate) fn addresses(&self) -> Vec<Range<usize>> {
-        self.free.iter().map(Slot::addresses).collect()
-    }
-
-    /// Slots in this lease.
+    /// Slots in this lease, once all are made.
     #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn complete(&mut self) -> usize {
+        if let Some(making) = self.making.take() {
+            making.thread.join().unwrap();
+            self.free.extend(making.slots.try_iter());
+        }
         self.lent
     }
 
@@ -130,6 +163,12 @@ impl Lease<'_> {
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
+        if let Some(making) = self.making.take() {
+            making.cancelled.store(true, Ordering::Relaxed);
+            // It never panics, and ends with the slot that it is making.
+            let _ended = making.thread.join();
+            self.free.extend(making.slots.try_iter());
+        }
         let lost = self.lent - self.free.len();
         self.ring.made.fetch_sub(lost, Ordering::Relaxed);
         self.free.drain(..).for_each(|slot| self.ring.give_back(slot));
@@ -158,10 +197,9 @@ mod tests {
     fn slots_are_kept_bounded_and_released() {
         let ring = Ring::new(4096, 3);
         {
-            let first = ring.lend(2).unwrap();
-            let second = ring.lend(2).unwrap();
-            let third = ring.lend(2).unwrap();
-            assert_eq!((first.len(), second.len(), third.len()), (2, 1, 1));
+            let mut leases: Vec<_> = (0..3).map(|_| ring.lend(2).unwrap()).collect();
+            let lengths: Vec<usize> = leases.iter_mut().map(super::Lease::complete).collect();
+            assert_eq!(lengths, [2, 1, 1]);
             assert_eq!(ring.made(), 4);
         }
         assert_eq!((ring.made(), ring.idle()), (3, 3));
@@ -173,6 +211,7 @@ mod tests {
     fn a_lost_slot_is_not_counted_for_ever() {
         let ring = Ring::new(4096, 3);
         let mut lease = ring.lend(2).unwrap();
+        assert_eq!(lease.complete(), 2);
         drop(lease.take());
         drop(lease);
         assert_eq!((ring.made(), ring.idle()), (1, 1));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{HostBuffer, Mapping};
+use crate::device::{Buffer, Mapping};
 use crate::format::Dtype;
 
 /// What a tensor's bytes lie in.
@@ -11,7 +11,24 @@ pub(crate) enum Memory {
     /// A mapped file, and the tensor's offset in it.
     Mapped(Arc<Mapping>, usize),
     /// Memory of its own.
-    Owned(HostBuffer),
+    Owned(Buffer),
+}
+
+/// How bytes are to be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Form {
+    /// The element type.
+    pub(crate) dtype: Dtype,
+    /// The dimensions, in elements of the format.
+    pub(crate) shape: Vec<u64>,
+}
+
+impl Form {
+    /// The size, which a checked header has seen to be no overflow.
+    pub(crate) fn bytes(&self) -> u64 {
+        let elements: u64 = self.shape.iter().product();
+        elements * self.dtype.bits() / 8
+    }
 }
 
 /// Bytes with a type and a shape.
@@ -19,10 +36,8 @@ pub(crate) enum Memory {
 pub(crate) struct Tensor {
     /// Where the bytes are.
     pub(crate) memory: Memory,
-    /// The element type.
-    pub(crate) dtype: Dtype,
-    /// The dimensions, in elements of the format.
-    pub(crate) shape: Vec<u64>,
+    /// What they are.
+    pub(crate) form: Form,
 }
 
 impl Memory {

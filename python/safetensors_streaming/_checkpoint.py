@@ -8,7 +8,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from safetensors_streaming import _native
-from safetensors_streaming._upstream import BACKENDS, calls, plain_device
+from safetensors_streaming._upstream import BACKENDS, calls, cuda_ordinal, plain_device
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +25,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
     filter: Callable[[str], object] | None = None,  # noqa: A002 - the term of the field
     backend: str = "mmap",
     cache: CachePolicy = "auto",
+    allocator: str = "torch",
     progress: Progress | bool | None = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load the tensors of all shards of a checkpoint.
@@ -34,11 +35,12 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
 
     Args:
         path: A file, a folder, a `model.safetensors.index.json`, a glob pattern, or several files.
-        device: The CPU.
+        device: "cpu", "cuda" (the first GPU), "cuda:N" or N, or such a torch.device.
         filter: Called with each name; only tensors for which it is true are loaded.
         backend: "mmap" maps the files, "pread" reads them into memory that the tensors own.
         cache: For "pread": "keep" reads through the page cache, "bypass" past it, "auto" past it
             while the disk is fast or the checkpoint larger than half of the memory available.
+        allocator: As for `load_file`.
         progress: Called with the bytes done and the bytes in all, or True for a progress bar.
 
     Returns:
@@ -48,21 +50,24 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
         SafetensorError: A file is not a valid safetensors file, or names disagree.
         OSError: A file is missing or cannot be read.
         ValueError: An argument is not among those named here.
+        torch.OutOfMemoryError: The GPU has no room for the tensors.
+        RuntimeError: The GPU or its driver refuses.
     """
-    _check(device, backend)
+    gpu = _check(device, backend)
     paths = _paths(path)
     calls.serve("load_checkpoint")
     with _progress_bar(progress) as tell:
-        return _native.load_checkpoint(paths, backend, cache, filter, tell)
+        return _native.load_checkpoint(paths, backend, cache, filter, tell, gpu, allocator)
 
 
-def stream(
+def stream(  # noqa: PLR0913 - independent keywords
     path: Path | Sequence[Path],
     device: object = "cpu",
     *,
     filter: Callable[[str], object] | None = None,  # noqa: A002 - the term of the field
     backend: str = "pread",
     cache: CachePolicy = "auto",
+    allocator: str = "torch",
 ) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Yield each tensor of a checkpoint as it arrives.
 
@@ -71,10 +76,11 @@ def stream(
 
     Args:
         path: As for `load_checkpoint`.
-        device: The CPU.
+        device: "cpu", "cuda" (the first GPU), "cuda:N" or N, or such a torch.device.
         filter: Called with each name; only tensors for which it is true are read.
         backend: "pread" reads into memory that the tensors own, "mmap" maps the files.
         cache: As for `load_checkpoint`.
+        allocator: As for `load_file`.
 
     Yields:
         Name and tensor, in the order of arrival.
@@ -83,13 +89,15 @@ def stream(
         SafetensorError: A file is not a valid safetensors file, or names disagree.
         OSError: A file is missing or cannot be read.
         ValueError: An argument is not among those named here.
+        torch.OutOfMemoryError: The GPU has no room for the tensors.
+        RuntimeError: The GPU or its driver refuses.
     """
-    _check(device, backend)
+    gpu = _check(device, backend)
     paths = _paths(path)
     calls.serve("stream")
-    if backend == "mmap":
+    if backend == "mmap" and gpu is None:
         return iter(_native.load_checkpoint(paths, backend, cache, filter, None).items())
-    return _closing(_native.Stream(paths, cache, filter))
+    return _closing(_native.Stream(paths, cache, filter, gpu, allocator))
 
 
 def _closing(native: _native.Stream) -> Iterator[tuple[str, "torch.Tensor"]]:
@@ -99,11 +107,15 @@ def _closing(native: _native.Stream) -> Iterator[tuple[str, "torch.Tensor"]]:
         native.close()
 
 
-def _check(device: object, backend: str) -> None:
-    if plain_device(device) != "cpu":
-        raise ValueError(f"device {device!r} is not supported here (expected 'cpu')")
+def _check(device: object, backend: str) -> int | None:
+    """The number of the GPU, or None for the CPU."""
+    plain = plain_device(device)
+    gpu = cuda_ordinal(plain)
+    if plain != "cpu" and gpu is None:
+        raise ValueError(f"device {device!r} is not supported here (expected 'cpu' or 'cuda:N')")
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is invalid (expected one of: 'mmap', 'pread')")
+    return gpu
 
 
 def _paths(path: Path | Sequence[Path]) -> list[str]:

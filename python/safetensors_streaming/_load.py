@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from safetensors_streaming import _native
 from safetensors_streaming._upstream import (
     calls,
+    cuda_ordinal,
     open_upstream,
     plain_device,
     reason_to_delegate,
@@ -20,14 +21,19 @@ def load_file(
     device: object = "cpu",
     *,
     backend: str = "mmap",
+    allocator: str = "torch",
 ) -> dict[str, "torch.Tensor"]:
     """Load all tensors of a file.
 
     Args:
         filename: The file, a str or PathLike.
-        device: "cpu" (also None, torch.device("cpu")); other devices are handed to upstream.
+        device: "cpu" or None, "cuda" (the first GPU), "cuda:N" or N, or such a torch.device; other
+            devices are handed to upstream.
         backend: "mmap" maps the file and copies nothing; a file that is not in the page cache is
-            read into it in the background. "pread" reads into memory that the tensors own.
+            read into it in the background. "pread" reads into memory that the tensors own. For a
+            GPU both read through the engine.
+        allocator: For a GPU: "torch" makes each tensor an allocation of torch's own, "driver" puts
+            them into memory that torch's counters do not see.
 
     Returns:
         The tensors by name, in the order of the file.
@@ -35,12 +41,14 @@ def load_file(
     Raises:
         SafetensorError: The file is not a valid safetensors file.
         OSError: The file cannot be opened or read.
+        torch.OutOfMemoryError: The GPU has no room for the tensors.
+        RuntimeError: The GPU or its driver refuses.
     """
     device = plain_device(device)
     reason = reason_to_delegate("pt", device, backend)
     if reason is None:
         calls.serve("load_file")
-        return _native.load_file(filename, backend)
+        return _native.load_file(filename, backend, cuda_ordinal(device), allocator)
     calls.delegate(reason)
     with open_upstream(filename, "pt", device, backend) as handle:
         if hasattr(handle, "get_tensors"):

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors_streaming._native import Handle
 from safetensors_streaming._upstream import (
     calls,
+    cuda_ordinal,
     open_upstream,
     plain_device,
     reason_to_delegate,
@@ -18,14 +19,16 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
 
     Same signature, methods, results and exceptions as `safetensors.safe_open`. Tensors on the CPU
     are views of one private mapping of the file (copy-on-write, shared with other processes until
-    written); `backend="pread"` reads each into memory of its own instead. Other frameworks and
-    devices are handed to upstream's class.
+    written); `backend="pread"` reads each into memory of its own instead. Tensors on a GPU
+    are torch's own allocations, filled by the engine. Other frameworks and devices are handed to
+    upstream's class.
 
     Args:
         filename: The file, a str or PathLike.
         framework: "pt", "torch" or "pytorch"; others are upstream's.
-        device: "cpu", None or torch.device("cpu"); others are upstream's.
-        backend: "mmap" or "pread".
+        device: "cpu" or None, "cuda" (the first GPU), "cuda:N" or N, or such a torch.device; others
+            are upstream's.
+        backend: "mmap" or "pread"; for a GPU both read through the engine.
 
     Raises:
         SafetensorError: The file is not a valid safetensors file; the text says what it is instead.
@@ -52,7 +55,7 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
             calls.delegate(reason)
             upstream: safe_open = open_upstream(filename, framework, device, backend)
             return upstream
-        handle = Handle.__new__(cls, filename, backend)
+        handle = Handle.__new__(cls, filename, backend, cuda_ordinal(device))
         handle._arguments = (filename, framework, device, backend)  # noqa: SLF001
         handle._upstream = None  # noqa: SLF001
         calls.serve("safe_open")

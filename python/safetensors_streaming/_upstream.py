@@ -1,6 +1,8 @@
 """Upstream as it was before any patch, and the count of calls that went to it or to us."""
 
+import re
 from collections import Counter
+from importlib import import_module
 from threading import Lock
 from typing import Any
 
@@ -11,6 +13,8 @@ safe_open: Any = safetensors.safe_open
 
 #: Framework names that upstream takes for torch.
 TORCH_NAMES = frozenset({"pt", "torch", "pytorch"})
+
+_CUDA = re.compile(r"cuda(?::(\d+))?", re.ASCII)
 
 BACKENDS = frozenset({"mmap", "pread"})
 
@@ -56,12 +60,22 @@ def plain_device(device: object) -> object:
     return device
 
 
+def cuda_ordinal(device: object) -> int | None:
+    """The number of the GPU that a device names, as upstream counts ("cuda" is 0), or None."""
+    if isinstance(device, int):
+        return int(device) if device >= 0 else None
+    named = _CUDA.fullmatch(device) if isinstance(device, str) else None
+    return int(named[1] or 0) if named else None
+
+
 def reason_to_delegate(framework: object, device: object, backend: object) -> str | None:
     """Why a call is upstream's to serve (or to refuse), or None where it is ours."""
     if not isinstance(framework, str) or framework not in TORCH_NAMES:
         return f"framework {framework}"
-    if not isinstance(device, str) or device != "cpu":
+    if device != "cpu" and cuda_ordinal(device) is None:
         return f"device {device}"
+    if device != "cpu" and import_module("torch").version.cuda is None:
+        return f"device {device} of a torch without CUDA"
     if not isinstance(backend, str) or backend not in BACKENDS:
         return f"backend {backend}"
     return None

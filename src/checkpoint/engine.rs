@@ -8,7 +8,7 @@ use crate::config::{
     LOAD_SLOTS_MAX, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES, config,
     last_level_cache_bytes,
 };
-use crate::device::Device;
+use crate::device::Destination;
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Plan, Wanted};
@@ -34,12 +34,12 @@ impl Options {
     }
 }
 
-/// Reads the wanted ranges into buffers of the device.
+/// Reads the wanted ranges to where they go.
 pub(crate) fn run(
     sources: &Arc<[Arc<dyn Source>]>,
     wanted: Vec<Wanted>,
     options: Options,
-    device: &mut dyn Device,
+    to: Destination<'_>,
     caller: &mut dyn Caller,
 ) -> Result<Report> {
     let began = Instant::now();
@@ -52,10 +52,12 @@ pub(crate) fn run(
     let slots = slots_max.min(plan.reads.len());
     let lease = Ring::of_process().lend(slots);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
-    let outlook = Outlook { bytes, reads: plan.reads.len(), slots: lease.addresses() };
+    let outlook = Outlook { bytes, reads: plan.reads.len() };
     let mut reader =
         ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
-    Load { plan: &plan, sources, reader: &mut reader, device, lease: &mut lease, caller }.run()?;
+    let Destination { device, allocator } = to;
+    let to = Destination { device: &mut *device, allocator: &mut *allocator };
+    Load { plan: &plan, sources, reader: &mut reader, to, lease: &mut lease, caller }.run()?;
     let total = began.elapsed().as_secs_f64();
     Ok(Report {
         files,

@@ -9,23 +9,20 @@ use std::sync::Arc;
 pub(crate) mod engine;
 pub(crate) mod location;
 
-pub(crate) use engine::{Options, run};
 pub(crate) use location::Location;
 
-use crate::config::SLOT_BYTES;
-use crate::device::{HostBuffer, HostDevice, Mapping};
+use crate::device::Mapping;
 use crate::error::{Error, Result};
 use crate::format::Header;
-use crate::format::header::{LENGTH_BYTES, header_bytes};
+use crate::format::header::{LENGTH_BYTES, TensorInfo, header_bytes};
 use crate::format::index::Index;
 use crate::format::sniff::{SNIFF_BYTES, hint};
-use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::reader::ahead::read_ahead;
 use crate::reader::choice::is_mostly_cached;
 use crate::source::file::Identity;
 use crate::source::{LocalFile, Source, read_full};
-use crate::tensor::{Memory, Tensor};
+use crate::tensor::{Form, Memory, Tensor};
 
 /// Upstream's first words on a bad header of a file.
 pub(crate) const FILE_WORDS: &str = "Error while deserializing header";
@@ -67,41 +64,34 @@ impl Shard {
         Ok(Self { path: source.path().to_owned(), header, storage: Storage::Engine(source) })
     }
 
-    /// One tensor, or some of its rows (places in its first dimension) through the engine.
-    pub(crate) fn tensor(
-        &self,
-        index: usize,
-        rows: Option<Range<u64>>,
-        options: Options,
-        caller: &mut dyn Caller,
-    ) -> Result<Tensor> {
-        let info = self.header.tensor(index).ok_or_else(|| missing(&index.to_string()))?;
-        let mut shape = info.shape.to_vec();
-        let source = match &self.storage {
-            Storage::Mapped(mapping, _) => {
-                let offset = usize::try_from(info.begin).unwrap_or(usize::MAX);
-                let memory = Memory::Mapped(Arc::clone(mapping), offset);
-                return Ok(Tensor { memory, dtype: info.dtype, shape });
-            }
-            Storage::Engine(source) => Arc::clone(source),
+    /// One tensor of a mapped file; nothing is copied.
+    pub(crate) fn mapped(&self, index: usize) -> Result<Tensor> {
+        let info = self.info(index)?;
+        let Storage::Mapped(mapping, _) = &self.storage else {
+            return Err(Error::Internal("a file that is not mapped".to_owned()));
         };
+        let offset = usize::try_from(info.begin).unwrap_or(usize::MAX);
+        let memory = Memory::Mapped(Arc::clone(mapping), offset);
+        Ok(Tensor { memory, form: Form { dtype: info.dtype, shape: info.shape.to_vec() } })
+    }
+
+    /// What the engine has to read for one tensor, or for some of its rows (places in its first
+    /// dimension), and what that is.
+    pub(crate) fn wanted(&self, index: usize, rows: Option<Range<u64>>) -> Result<(Wanted, Form)> {
+        let info = self.info(index)?;
+        let mut form = Form { dtype: info.dtype, shape: info.shape.to_vec() };
         let mut wanted = Wanted { shard: 0, begin: info.begin, end: info.end };
-        if let (Some(rows), Some(first)) = (rows, shape.first_mut()) {
+        if let (Some(rows), Some(first)) = (rows, form.shape.first_mut()) {
             let row_bytes = wanted.bytes() / (*first).max(1);
             wanted.end = wanted.begin + rows.end * row_bytes;
             wanted.begin += rows.start * row_bytes;
             *first = rows.end - rows.start;
         }
-        let mut single = Single { caller, buffer: None };
-        let name = info.name;
-        let mut device = HostDevice::without_threads();
-        if wanted.bytes() > SLOT_BYTES as u64 {
-            device = HostDevice::new();
-        }
-        run(&Arc::from([source]), vec![wanted], options, &mut device, &mut single)
-            .map_err(|error| error.named(|_| name.to_owned()))?;
-        let buffer = single.buffer.ok_or_else(|| Error::Internal("no tensor came".to_owned()))?;
-        Ok(Tensor { memory: Memory::Owned(buffer), dtype: info.dtype, shape })
+        Ok((wanted, form))
+    }
+
+    fn info(&self, index: usize) -> Result<TensorInfo<'_>> {
+        self.header.tensor(index).ok_or_else(|| missing(&index.to_string()))
     }
 
     /// The place of a name, or upstream's error.
@@ -124,23 +114,6 @@ impl Shard {
 
 fn missing(name: &str) -> Error {
     Error::Request(format!("File does not contain tensor {name}"))
-}
-
-/// Keeps the one buffer of a load of one tensor.
-struct Single<'caller> {
-    caller: &'caller mut dyn Caller,
-    buffer: Option<HostBuffer>,
-}
-
-impl Caller for Single<'_> {
-    fn deliver(&mut self, _target: usize, buffer: HostBuffer) -> Result<()> {
-        self.buffer = Some(buffer);
-        Ok(())
-    }
-
-    fn check(&mut self, bytes_done: u64) -> Result<()> {
-        self.caller.check(bytes_done)
-    }
 }
 
 /// Reads and checks a header. The first read is large enough for the headers of small files, and
@@ -240,13 +213,10 @@ impl Checkpoint {
         header.tensor(place.tensor).map_or("", |info| info.name)
     }
 
-    /// What the engine has to read for a tensor.
-    pub(crate) fn wanted(&self, place: Place) -> Wanted {
-        let (begin, end) = self.shards[place.shard]
-            .header
-            .tensor(place.tensor)
-            .map_or((0, 0), |info| (info.begin, info.end));
-        Wanted { shard: place.shard, begin, end }
+    /// What the engine has to read for a tensor, and what that is.
+    pub(crate) fn wanted(&self, place: Place) -> Result<(Wanted, Form)> {
+        let (wanted, form) = self.shards[place.shard].wanted(place.tensor, None)?;
+        Ok((Wanted { shard: place.shard, ..wanted }, form))
     }
 
     fn check_names(&self) -> Result<()> {

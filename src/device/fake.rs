@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::device::host::carry_out;
-use crate::device::{Device, HostBuffer, Placed, Placement, Slot};
+use crate::device::{Allocator, Buffer, Device, HostBuffer, Placed, Placement, Slot};
 use crate::error::{Error, Result};
 use crate::source::faulty::Faults;
 
@@ -26,14 +26,23 @@ impl FakeDevice {
     }
 }
 
-impl Device for FakeDevice {
-    fn allocate(&mut self, bytes: usize) -> Result<HostBuffer> {
+/// Host memory that runs out on cue.
+#[derive(Debug)]
+pub(crate) struct FakeAllocator {
+    /// Which operations fail.
+    pub(crate) faults: Arc<Faults>,
+}
+
+impl Allocator for FakeAllocator {
+    fn allocate(&mut self, _target: usize, bytes: usize) -> Result<Buffer> {
         self.faults
             .step()
             .map_err(|_| Error::Memory { bytes: bytes as u64, purpose: "a tensor" })?;
-        HostBuffer::new(bytes)
+        HostBuffer::new(bytes).map(Buffer::Host)
     }
+}
 
+impl Device for FakeDevice {
     fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
         self.held.push((tag, slot, placements));
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::config::{COPY_THREADS_MAX, HOST_ALIGNMENT_BYTES, processors};
-use crate::device::{Device, Placed, Placement, Slot, worker_panicked};
+use crate::device::{Allocator, Buffer, Device, Placed, Placement, Slot, worker_panicked};
 use crate::error::{Error, Result};
 
 /// One tensor's memory; clones share it, and the last one frees it.
@@ -136,19 +136,29 @@ pub(crate) fn carry_out(tag: usize, slot: Slot, placements: &[Placement]) -> Pla
     let copied = catch_unwind(AssertUnwindSafe(|| {
         for piece in placements {
             let bytes = &slot.as_slice()[piece.slot_offset..piece.slot_offset + piece.bytes];
+            let Buffer::Host(buffer) = &piece.buffer else {
+                return Err(Error::Internal("a piece for a GPU came to the host".to_owned()));
+            };
             // SAFETY: pieces of one load never overlap in a destination (the plan's property),
             // and nobody reads a tensor before its last piece is placed.
-            unsafe { piece.buffer.write(piece.buffer_offset, bytes) }
+            unsafe { buffer.write(piece.buffer_offset, bytes) }
         }
+        Ok(())
     }));
-    Placed { tag, slot, result: copied.map_err(|_| worker_panicked("copy")) }
+    Placed { tag, slot, result: copied.unwrap_or_else(|_| Err(worker_panicked("copy"))) }
+}
+
+/// Gives each tensor host memory of its own.
+#[derive(Debug)]
+pub(crate) struct HostAllocator;
+
+impl Allocator for HostAllocator {
+    fn allocate(&mut self, _target: usize, bytes: usize) -> Result<Buffer> {
+        HostBuffer::new(bytes).map(Buffer::Host)
+    }
 }
 
 impl Device for HostDevice {
-    fn allocate(&mut self, bytes: usize) -> Result<HostBuffer> {
-        HostBuffer::new(bytes)
-    }
-
     fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
         self.in_flight += 1;
         self.grow();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub(crate) mod cuda;
 pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod null;
@@ -10,17 +11,40 @@ pub(crate) mod slot;
 #[cfg(test)]
 pub(crate) mod fake;
 
-pub(crate) use host::{HostBuffer, HostDevice};
+pub(crate) use cuda::CudaBuffer;
+pub(crate) use host::HostBuffer;
 pub(crate) use mapping::Mapping;
 pub(crate) use slot::Slot;
 
 use crate::error::{Error, Result};
 
+/// Memory for one tensor; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) enum Buffer {
+    /// Memory of the host.
+    Host(HostBuffer),
+    /// Memory of a GPU.
+    Cuda(CudaBuffer),
+}
+
+impl Buffer {
+    /// The address of its first byte, as its device counts.
+    pub(crate) fn address(&self) -> *mut u8 {
+        match self {
+            Self::Host(buffer) => buffer.address(),
+            Self::Cuda(buffer) => {
+                let address = usize::try_from(buffer.address()).unwrap_or_default();
+                std::ptr::without_provenance_mut(address)
+            }
+        }
+    }
+}
+
 /// A piece of a slot and where it goes.
 #[derive(Debug)]
 pub(crate) struct Placement {
     /// The destination.
-    pub(crate) buffer: HostBuffer,
+    pub(crate) buffer: Buffer,
     /// Where in the destination, in bytes.
     pub(crate) buffer_offset: usize,
     /// Where in the slot, in bytes.
@@ -42,9 +66,6 @@ pub(crate) struct Placed {
 
 /// Takes slots and places what is in them. Pieces of one load never overlap in a destination.
 pub(crate) trait Device {
-    /// Memory for one tensor.
-    fn allocate(&mut self, bytes: usize) -> Result<HostBuffer>;
-
     /// Begins to place the pieces of a slot; `wait` gives the slot back under the same tag.
     fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>);
 
@@ -56,6 +77,20 @@ pub(crate) trait Device {
 
     /// Threads in use.
     fn threads(&self) -> usize;
+}
+
+/// Makes the memory of tensors, each ahead of its bytes, on the thread that carries the load.
+pub(crate) trait Allocator {
+    /// Memory for the target of that number.
+    fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer>;
+}
+
+/// Where the bytes of a load go.
+pub(crate) struct Destination<'parts> {
+    /// Who places them.
+    pub(crate) device: &'parts mut dyn Device,
+    /// In whose memory.
+    pub(crate) allocator: &'parts mut dyn Allocator,
 }
 
 /// The error of a worker that died.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::device::{Device, HostBuffer, Placed, Placement, Slot};
+use crate::device::{Allocator, Buffer, Device, HostBuffer, Placed, Placement, Slot};
 use crate::error::Result;
 
 /// Gives every slot back at once.
@@ -12,11 +12,17 @@ pub(crate) struct NullDevice {
     done: VecDeque<Placed>,
 }
 
-impl Device for NullDevice {
-    fn allocate(&mut self, _bytes: usize) -> Result<HostBuffer> {
-        HostBuffer::new(0)
-    }
+/// Gives nobody any memory.
+#[derive(Debug)]
+pub(crate) struct NullAllocator;
 
+impl Allocator for NullAllocator {
+    fn allocate(&mut self, _target: usize, _bytes: usize) -> Result<Buffer> {
+        HostBuffer::new(0).map(Buffer::Host)
+    }
+}
+
+impl Device for NullDevice {
     fn place(&mut self, tag: usize, slot: Slot, _placements: Vec<Placement>) {
         self.done.push_back(Placed { tag, slot, result: Ok(()) });
     }

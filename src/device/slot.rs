@@ -1,17 +1,19 @@
 //! A slot: one piece of huge-page, pre-faulted host memory, owned by one stage at a time.
 
 use std::io;
-use std::ops::Range;
 
 use memmap2::{Advice, MmapMut};
 
-use crate::config::ALIGNMENT_BYTES;
+use crate::config::{ALIGNMENT_BYTES, TABLE_BYTES};
+use crate::device::cuda::Pin;
 
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Memory that carries bytes from a reader to a device. Not `Clone`: whoever has it, has it alone.
 #[derive(Debug)]
 pub(crate) struct Slot {
+    /// Dropped before the memory that it pins.
+    pin: Pin,
     memory: MmapMut,
     start: usize,
     bytes: usize,
@@ -21,26 +23,43 @@ impl Slot {
     /// Maps and touches memory that begins on a huge-page boundary. A child of fork does not
     /// inherit it: the child makes its own.
     pub(crate) fn new(bytes: usize) -> io::Result<Self> {
-        let mut memory = MmapMut::map_anon(bytes + HUGE_PAGE_BYTES)?;
+        let whole = bytes + TABLE_BYTES;
+        let mut memory = MmapMut::map_anon(whole + HUGE_PAGE_BYTES)?;
         let start = memory.as_ptr().align_offset(HUGE_PAGE_BYTES);
         // Advice that is refused costs speed alone.
         let _huge = memory.advise_range(Advice::HugePage, start, bytes);
         let _alone = memory.advise(Advice::DontFork);
-        for page in memory[start..start + bytes].chunks_mut(ALIGNMENT_BYTES) {
+        for page in memory[start..start + whole].chunks_mut(ALIGNMENT_BYTES) {
             page[0] = 0;
         }
-        Ok(Self { memory, start, bytes })
+        Ok(Self { pin: Pin::default(), memory, start, bytes })
+    }
+
+    /// The bytes behind what is read, for a table of the pieces in it.
+    pub(super) fn table_mut(&mut self) -> &mut [u8] {
+        let start = self.start + self.bytes;
+        &mut self.memory[start..start + TABLE_BYTES]
+    }
+
+    /// The table's address as the GPU sees it, where the slot is pinned.
+    pub(super) fn table_address(&self) -> Option<u64> {
+        Some(self.pin.device_address()? + self.bytes as u64)
+    }
+
+    /// Whether it is pinned, or could not be.
+    pub(crate) fn pinned(&self) -> &Pin {
+        &self.pin
+    }
+
+    /// Its state, and all of its memory.
+    pub(super) fn pin_and_memory(&mut self) -> (&mut Pin, &mut [u8]) {
+        let end = self.start + self.bytes + TABLE_BYTES;
+        (&mut self.pin, &mut self.memory[self.start..end])
     }
 
     /// Its size.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
-    }
-
-    /// Where it is, for the kernel to know it by.
-    pub(crate) fn addresses(&self) -> Range<usize> {
-        let start = self.as_slice().as_ptr().expose_provenance();
-        start..start + self.bytes
     }
 
     /// What is in it.

@@ -1,7 +1,7 @@
 //! The format's 22 element types: names and widths, nothing about torch.
 
 /// An element type, by the format's own name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Dtype {
     Bool,
     F4,

@@ -6,6 +6,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::error::Error;
+use crate::python::destination::out_of_memory;
 
 /// The result of a load.
 pub(crate) type Result<T> = crate::error::Result<T>;
@@ -18,7 +19,8 @@ impl From<Error> for PyErr {
             Error::Io { source, .. } => os_error(source.raw_os_error(), text),
             Error::Read { errno, .. } => os_error(errno, text),
             Error::Memory { .. } => PyMemoryError::new_err(text),
-            Error::Internal(_) => PyRuntimeError::new_err(text),
+            Error::Internal(_) | Error::Device { .. } => PyRuntimeError::new_err(text),
+            Error::DeviceMemory { .. } => out_of_memory(text),
             Error::Stopped(cause) => match cause.downcast::<PyErr>() {
                 Ok(raised) => *raised,
                 Err(other) => PyRuntimeError::new_err(other.to_string()),

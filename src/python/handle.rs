@@ -7,10 +7,13 @@ use std::time::Instant;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyList, PySlice, PyTuple};
 
-use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Options, Place, Shard, Storage};
+use crate::checkpoint::engine::Options;
+use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Place, Shard, Storage};
 use crate::error::Error;
 use crate::format::Dtype;
-use crate::python::load::{Collector, FileName, backend_of, to_dict};
+use crate::python::destination::Goal;
+use crate::python::fetch::{Manner, Targets, fetch};
+use crate::python::load::{FileName, backend_for, to_dict};
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, to_torch};
 use crate::reader::CachePolicy;
@@ -20,6 +23,7 @@ use crate::reader::CachePolicy;
 #[pyclass(frozen, subclass, module = "safetensors_streaming._native")]
 pub(crate) struct Handle {
     opened: Mutex<Option<Arc<Checkpoint>>>,
+    manner: Manner,
 }
 
 impl Handle {
@@ -29,36 +33,46 @@ impl Handle {
     }
 }
 
-fn options() -> Options {
-    Options::with_cache(CachePolicy::Auto)
-}
-
 fn one_tensor<'py>(
     py: Python<'py>,
     shard: &Shard,
     index: usize,
     rows: Option<Range<u64>>,
+    manner: Manner,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let mut nobody = Collector::new(&[], None);
-    let tensor = match &shard.storage {
-        Storage::Mapped(..) => shard.tensor(index, rows, options(), &mut nobody),
-        Storage::Engine(_) => py.detach(|| shard.tensor(index, rows, options(), &mut nobody)),
+    let Storage::Engine(source) = &shard.storage else {
+        return to_torch(py, shard.mapped(index)?);
     };
-    to_torch(py, tensor?)
+    let (wanted, form) = shard.wanted(index, rows)?;
+    let targets = Targets { wanted: vec![wanted], forms: vec![form] };
+    let fetched = fetch(py, &Arc::from([Arc::clone(source)]), targets, manner, None);
+    let name = |_| shard.header.tensor(index).map_or("", |info| info.name).to_owned();
+    let (tensors, _) = fetched.map_err(|error| error.named(name))?;
+    let lost = || Error::Internal("no tensor came".to_owned());
+    Ok(tensors.into_iter().next().ok_or_else(lost)?)
 }
 
 #[pymethods]
 impl Handle {
     #[new]
-    fn new(py: Python<'_>, filename: FileName, backend: &str) -> PyResult<Self> {
-        let backend = backend_of(backend);
+    #[pyo3(signature = (filename, backend, device=None, allocator="torch"))]
+    fn new(
+        py: Python<'_>,
+        filename: FileName,
+        backend: &str,
+        device: Option<usize>,
+        allocator: &str,
+    ) -> PyResult<Self> {
+        let goal = Goal::new(device, allocator)?;
+        let backend = backend_for(goal, backend);
         let shard = py.detach(|| match backend {
             Backend::Mapped => Shard::open_mapped(&filename.0),
             Backend::Engine => Shard::of_source(crate::source::open(&filename.0)?, FILE_WORDS),
         })?;
         import_torch(py)?;
         let checkpoint = Checkpoint { shards: vec![shard] };
-        Ok(Self { opened: Mutex::new(Some(Arc::new(checkpoint))) })
+        let manner = Manner { goal, options: Options::with_cache(CachePolicy::Auto) };
+        Ok(Self { opened: Mutex::new(Some(Arc::new(checkpoint))), manner })
     }
 
     /// The names of all tensors, sorted.
@@ -86,7 +100,7 @@ impl Handle {
     fn get_tensor<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let checkpoint = self.opened()?;
         let shard = &checkpoint.shards[0];
-        one_tensor(py, shard, shard.find(name)?, None)
+        one_tensor(py, shard, shard.find(name)?, None, self.manner)
     }
 
     /// All tensors by name, in file order.
@@ -94,7 +108,7 @@ impl Handle {
         let began = Instant::now();
         let checkpoint = self.opened()?;
         let places: Vec<Place> = checkpoint.places().collect();
-        let (dict, mut report) = to_dict(py, &checkpoint, &places, options(), None)?;
+        let (dict, mut report) = to_dict(py, &checkpoint, &places, self.manner, None)?;
         report.seconds.total = began.elapsed().as_secs_f64();
         report.seconds.load = report.seconds.total - report.seconds.plan;
         remember(py, report);
@@ -106,7 +120,7 @@ impl Handle {
     fn get_slice(&self, name: &str) -> PyResult<TensorSlice> {
         let checkpoint = self.opened()?;
         let index = checkpoint.shards[0].find(name)?;
-        Ok(TensorSlice { checkpoint, index })
+        Ok(TensorSlice { checkpoint, index, manner: self.manner })
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -129,6 +143,7 @@ impl Handle {
 pub(crate) struct TensorSlice {
     checkpoint: Arc<Checkpoint>,
     index: usize,
+    manner: Manner,
 }
 
 #[pymethods]
@@ -158,8 +173,10 @@ impl TensorSlice {
             _ => None,
         };
         match rows {
-            Some((rows, rest)) => one_tensor(py, shard, self.index, Some(rows))?.get_item(rest),
-            None => one_tensor(py, shard, self.index, None)?.get_item(index),
+            Some((rows, rest)) => {
+                one_tensor(py, shard, self.index, Some(rows), self.manner)?.get_item(rest)
+            }
+            None => one_tensor(py, shard, self.index, None, self.manner)?.get_item(index),
         }
     }
 }

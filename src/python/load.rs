@@ -8,14 +8,16 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::checkpoint::{Backend, Checkpoint, Location, Options, Place, Shard, Storage, run};
-use crate::config::SIGNAL_INTERVAL;
-use crate::device::null::NullDevice;
-use crate::device::{HostBuffer, HostDevice};
+use crate::checkpoint::engine::{Options, run};
+use crate::checkpoint::{Backend, Checkpoint, Location, Place, Shard, Storage};
+use crate::device::Destination;
+use crate::device::null::{NullAllocator, NullDevice};
 use crate::error::Error;
-use crate::pipeline::Caller;
 use crate::plan::Wanted;
+use crate::python::collector::Collector;
+use crate::python::destination::Goal;
 use crate::python::errors::Result;
+use crate::python::fetch::{Manner, Targets, fetch};
 use crate::python::report::{PyReport, remember};
 use crate::python::tensor::{import_torch, to_torch};
 use crate::reader::CachePolicy;
@@ -23,54 +25,6 @@ use crate::report::{Report, Seconds};
 use crate::ring::Ring;
 use crate::source::Source;
 use crate::source::memory::MemorySource;
-use crate::tensor::{Memory, Tensor};
-
-/// Looks at signals, tells progress, and keeps what arrives.
-pub(crate) struct Collector {
-    progress: Option<Py<PyAny>>,
-    total: u64,
-    told: u64,
-    looked: Option<Instant>,
-    buffers: Vec<Option<HostBuffer>>,
-}
-
-impl Collector {
-    /// For a load of so many targets and bytes.
-    pub(crate) fn new(wanted: &[Wanted], progress: Option<Py<PyAny>>) -> Self {
-        let total = wanted.iter().map(Wanted::bytes).sum();
-        let buffers = wanted.iter().map(|_| None).collect();
-        Self { progress, total, told: 0, looked: None, buffers }
-    }
-
-    fn tell(&mut self, py: Python<'_>, done: u64) -> PyResult<()> {
-        if let Some(progress) = &self.progress
-            && done > self.told
-        {
-            self.told = done;
-            progress.call1(py, (done, self.total))?;
-        }
-        Ok(())
-    }
-}
-
-impl Caller for Collector {
-    fn deliver(&mut self, target: usize, buffer: HostBuffer) -> Result<()> {
-        self.buffers[target] = Some(buffer);
-        Ok(())
-    }
-
-    fn check(&mut self, bytes_done: u64) -> Result<()> {
-        if self.looked.is_some_and(|looked| looked.elapsed() < SIGNAL_INTERVAL) {
-            return Ok(());
-        }
-        self.looked = Some(Instant::now());
-        Python::attach(|py| {
-            py.check_signals()?;
-            self.tell(py, bytes_done)
-        })?;
-        Ok(())
-    }
-}
 
 /// A path that a caller names `filename`.
 pub(crate) struct FileName(pub(crate) PathBuf);
@@ -90,6 +44,14 @@ impl FromPyObject<'_, '_> for FileName {
 /// The backend of a name that Python has checked.
 pub(crate) fn backend_of(name: &str) -> Backend {
     if name == "pread" { Backend::Engine } else { Backend::Mapped }
+}
+
+/// The backend for a goal: only host memory can be a mapping.
+pub(crate) fn backend_for(goal: Goal, name: &str) -> Backend {
+    match goal {
+        Goal::Host => backend_of(name),
+        Goal::Cuda(..) => Backend::Engine,
+    }
 }
 
 /// The policy of a name.
@@ -118,26 +80,36 @@ pub(crate) fn to_dict<'py>(
     py: Python<'py>,
     checkpoint: &Checkpoint,
     places: &[Place],
-    how: Options,
+    manner: Manner,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Bound<'py, PyDict>, Report)> {
     let sources = sources_of(checkpoint);
-    let wanted: Vec<Wanted> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
-    let mut collector = Collector::new(&wanted, progress);
-    let report = if sources.is_empty() {
-        mapped_report(checkpoint, &wanted)
+    let targets = targets_of(checkpoint, places)?;
+    let _pause = CollectorPause::begin(py)?;
+    let (tensors, report) = if sources.is_empty() {
+        let report = mapped_report(checkpoint, &targets.wanted);
+        let mut collector = Collector::new(&targets.wanted, progress);
+        let tensor =
+            |place: &Place| to_torch(py, checkpoint.shards[place.shard].mapped(place.tensor)?);
+        let tensors = places.iter().map(tensor).collect::<PyResult<Vec<_>>>()?;
+        collector.finish(py)?;
+        (tensors, report)
     } else {
-        py.detach(|| run(&sources, wanted, how, &mut HostDevice::new(), &mut collector))
+        fetch(py, &sources, targets, manner, progress)
             .map_err(|error| error.named(|target| checkpoint.name(places[target]).to_owned()))?
     };
-    let _pause = CollectorPause::begin(py)?;
     let dict = PyDict::new(py);
-    for (&place, buffer) in places.iter().zip(std::mem::take(&mut collector.buffers)) {
-        let tensor = tensor_at(checkpoint, place, buffer)?;
-        dict.set_item(checkpoint.name(place), to_torch(py, tensor)?)?;
+    for (&place, tensor) in places.iter().zip(tensors) {
+        dict.set_item(checkpoint.name(place), tensor)?;
     }
-    collector.tell(py, collector.total)?;
     Ok((dict, report))
+}
+
+/// What the engine has to read for places of a checkpoint.
+pub(crate) fn targets_of(checkpoint: &Checkpoint, places: &[Place]) -> Result<Targets> {
+    let all: Result<Vec<_>> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
+    let (wanted, forms) = all?.into_iter().unzip();
+    Ok(Targets { wanted, forms })
 }
 
 /// Python's garbage collector, paused while many tensors are made: their number would make it walk
@@ -165,20 +137,6 @@ impl Drop for CollectorPause<'_> {
     }
 }
 
-fn tensor_at(checkpoint: &Checkpoint, place: Place, buffer: Option<HostBuffer>) -> Result<Tensor> {
-    let shard = &checkpoint.shards[place.shard];
-    let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
-    let info = shard.header.tensor(place.tensor).ok_or_else(gone)?;
-    let memory = match (buffer, &shard.storage) {
-        (Some(buffer), _) => Memory::Owned(buffer),
-        (None, Storage::Mapped(mapping, _)) => {
-            Memory::Mapped(Arc::clone(mapping), usize::try_from(info.begin).unwrap_or(usize::MAX))
-        }
-        (None, Storage::Engine(_)) => return Err(gone()),
-    };
-    Ok(Tensor { memory, dtype: info.dtype, shape: info.shape.to_vec() })
-}
-
 fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {
     Report {
         files: checkpoint.shards.len(),
@@ -202,7 +160,7 @@ fn close(mut report: Report, began: Instant, opened: Instant) -> Report {
 /// What a caller asks of a load.
 struct Wish {
     backend: Backend,
-    options: Options,
+    manner: Manner,
     filter: Option<Py<PyAny>>,
     progress: Option<Py<PyAny>>,
 }
@@ -218,7 +176,7 @@ fn load(
     import_torch(py)?;
     let opened = Instant::now();
     let places = select(py, &checkpoint, wish.filter)?;
-    let (dict, report) = to_dict(py, &checkpoint, &places, wish.options, wish.progress)?;
+    let (dict, report) = to_dict(py, &checkpoint, &places, wish.manner, wish.progress)?;
     remember(py, close(report, began, opened));
     py.detach(|| checkpoint.shards.iter().for_each(Shard::read_ahead_if_cold));
     Ok(dict)
@@ -242,18 +200,24 @@ pub(crate) fn select(
 
 /// All tensors of one file, in file order.
 #[pyfunction]
+#[pyo3(signature = (filename, backend, device=None, allocator="torch"))]
 pub(crate) fn load_file<'py>(
     py: Python<'py>,
     filename: FileName,
     backend: &str,
+    device: Option<usize>,
+    allocator: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = Options::with_cache(CachePolicy::Auto);
-    let wish = Wish { backend: backend_of(backend), options, filter: None, progress: None };
+    let goal = Goal::new(device, allocator)?;
+    let manner = Manner { goal, options: Options::with_cache(CachePolicy::Auto) };
+    let backend = backend_for(goal, backend);
+    let wish = Wish { backend, manner, filter: None, progress: None };
     load(py, || Ok(Location::of_files(vec![filename.0])), wish)
 }
 
 /// All tensors of a checkpoint that the filter wants.
 #[pyfunction]
+#[pyo3(signature = (paths, backend, cache, filter, progress, device=None, allocator="torch"))]
 #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_checkpoint<'py>(
     py: Python<'py>,
@@ -262,9 +226,12 @@ pub(crate) fn load_checkpoint<'py>(
     cache: &str,
     filter: Option<Py<PyAny>>,
     progress: Option<Py<PyAny>>,
+    device: Option<usize>,
+    allocator: &str,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let options = Options::with_cache(cache_of(cache)?);
-    let wish = Wish { backend: backend_of(backend), options, filter, progress };
+    let goal = Goal::new(device, allocator)?;
+    let manner = Manner { goal, options: Options::with_cache(cache_of(cache)?) };
+    let wish = Wish { backend: backend_for(goal, backend), manner, filter, progress };
     load(py, || location_of(paths), wish)
 }
 
@@ -288,8 +255,8 @@ pub(crate) fn load_bytes<'py>(
     let began = Instant::now();
     let checkpoint = Checkpoint { shards: vec![shard] };
     let places: Vec<Place> = checkpoint.places().collect();
-    let options = Options::with_cache(CachePolicy::Keep);
-    let (dict, report) = to_dict(py, &checkpoint, &places, options, None)?;
+    let manner = Manner { goal: Goal::Host, options: Options::with_cache(CachePolicy::Keep) };
+    let (dict, report) = to_dict(py, &checkpoint, &places, manner, None)?;
     remember(py, close(report, began, began));
     Ok(dict)
 }
@@ -312,7 +279,8 @@ pub(crate) fn read_through(py: Python<'_>, paths: Vec<PathBuf>, cache: &str) -> 
         let wanted: Vec<Wanted> = sources.iter().enumerate().map(whole).collect();
         let mut collector = Collector::new(&wanted, None);
         let mut device = NullDevice::default();
-        let report = run(&sources, wanted, options, &mut device, &mut collector)?;
+        let to = Destination { device: &mut device, allocator: &mut NullAllocator };
+        let report = run(&sources, wanted, options, to, &mut collector)?;
         Ok::<_, Error>(close(report, began, opened))
     })?;
     Ok(PyReport(report))

@@ -1,7 +1,10 @@
 //! The extension module as a list. Functions here convert, detach, call, convert.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands over owned arguments")]
 
+mod collector;
+mod destination;
 mod errors;
+mod fetch;
 mod handle;
 mod load;
 mod report;

@@ -10,22 +10,25 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use pyo3::exceptions::PyInterruptedError;
 use pyo3::prelude::*;
 
-use crate::checkpoint::{Backend, Checkpoint, Options, Place, run};
+use crate::checkpoint::engine::Options;
+use crate::checkpoint::{Backend, Checkpoint, Place};
 use crate::config::{SIGNAL_INTERVAL, STREAM_BYTES_MAX};
-use crate::device::{HostBuffer, HostDevice};
+use crate::device::Buffer;
 use crate::error::Error;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
+use crate::python::destination::{Goal, Made};
 use crate::python::errors::Result;
-use crate::python::load::{cache_of, location_of, select, sources_of};
+use crate::python::fetch::{Ready, Targets, to_tensor};
+use crate::python::load::{cache_of, location_of, select, sources_of, targets_of};
 use crate::python::report::remember;
-use crate::python::tensor::{import_torch, to_torch};
+use crate::python::tensor::import_torch;
 use crate::report::Report;
-use crate::tensor::{Memory, Tensor};
+use crate::tensor::Form;
 
 /// What the reading thread sends: a target that is whole, or how the load ended.
 enum Event {
-    Arrived(usize, HostBuffer),
+    Arrived(usize, Buffer),
     Ended(Result<Report>),
 }
 
@@ -72,7 +75,7 @@ struct Forward {
 }
 
 impl Caller for Forward {
-    fn deliver(&mut self, target: usize, buffer: HostBuffer) -> Result<()> {
+    fn deliver(&mut self, target: usize, buffer: Buffer) -> Result<()> {
         self.waiting.admit(self.sizes[target])?;
         // A closed stream is found by the next check.
         let _sent = self.events.send(Event::Arrived(target, buffer));
@@ -88,6 +91,8 @@ impl Caller for Forward {
 struct Running {
     checkpoint: Arc<Checkpoint>,
     places: Vec<Place>,
+    forms: Vec<Form>,
+    made: Option<Made>,
     events: Receiver<Event>,
     thread: JoinHandle<()>,
     process: u32,
@@ -104,14 +109,18 @@ pub(crate) struct Stream {
 #[pymethods]
 impl Stream {
     #[new]
-    #[pyo3(signature = (paths, cache, filter=None))]
+    #[pyo3(signature = (paths, cache, filter=None, device=None, allocator="torch"))]
+    #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
     fn new(
         py: Python<'_>,
         paths: Vec<PathBuf>,
         cache: &str,
         filter: Option<Py<PyAny>>,
+        device: Option<usize>,
+        allocator: &str,
     ) -> PyResult<Self> {
         let began = Instant::now();
+        let goal = Goal::new(device, allocator)?;
         let options = Options::with_cache(cache_of(cache)?);
         let checkpoint =
             py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine).map(Arc::new))?;
@@ -119,18 +128,22 @@ impl Stream {
         let places = select(py, &checkpoint, filter)?;
         let waiting = Arc::new(Waiting::default());
         let (events_in, events) = unbounded();
-        let wanted: Vec<Wanted> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
+        let Targets { wanted, forms } = targets_of(&checkpoint, &places)?;
+        let mut ready = Ready::new(py, goal, &forms)?;
+        let made = ready.made();
         let sizes = wanted.iter().map(Wanted::bytes).collect();
         let sources = sources_of(&checkpoint);
         let ended = events_in.clone();
         let mut forward = Forward { events: events_in, waiting: Arc::clone(&waiting), sizes };
         let thread = Builder::new().name("sst-stream".to_owned()).spawn(move || {
-            let outcome = run(&sources, wanted, options, &mut HostDevice::new(), &mut forward);
+            let outcome = ready
+                .adopt_thread()
+                .and_then(|()| ready.run(&sources, wanted, options, &mut forward));
             // Nobody listens any more: the stream was closed.
             let _sent = ended.send(Event::Ended(outcome));
         })?;
         let process = std::process::id();
-        let running = Running { checkpoint, places, events, thread, process, began };
+        let running = Running { checkpoint, places, forms, made, events, thread, process, began };
         Ok(Self { running: Mutex::new(Some(running)), waiting })
     }
 
@@ -179,20 +192,18 @@ impl Stream {
         &self,
         py: Python<'py>,
         target: usize,
-        buffer: HostBuffer,
+        buffer: Buffer,
     ) -> PyResult<(String, Bound<'py, PyAny>)> {
         let parts = self.with_running(|running| {
             let place = running.places[target];
             let checkpoint = &running.checkpoint;
-            let info = checkpoint.shards[place.shard].header.tensor(place.tensor)?;
-            let (memory, shape) = (Memory::Owned(buffer), info.shape.to_vec());
-            let tensor = Tensor { memory, dtype: info.dtype, shape };
-            Some((info.name.to_owned(), tensor, info.end - info.begin))
+            let form = running.forms[target].clone();
+            (checkpoint.name(place).to_owned(), form, running.made.clone())
         });
         let gone = || Error::Internal("a stream was closed while it was being read".to_owned());
-        let (name, tensor, bytes) = parts.flatten().ok_or_else(gone)?;
-        self.waiting.take(bytes);
-        Ok((name, to_torch(py, tensor)?))
+        let (name, form, made) = parts.ok_or_else(gone)?;
+        self.waiting.take(form.bytes());
+        Ok((name, to_tensor(py, made.as_ref(), target, buffer, form)?))
     }
 
     fn finish(&self, py: Python<'_>, outcome: Result<Report>) -> PyResult<()> {

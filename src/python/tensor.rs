@@ -10,12 +10,15 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
+use crate::device::Buffer;
+use crate::error::Result;
 use crate::format::Dtype;
 use crate::python::errors::safetensor_error;
-use crate::tensor::{Memory, Tensor};
+use crate::tensor::{Form, Memory, Tensor};
 
 const CAPSULE_NAME: &CStr = c"dltensor";
 const CPU: i32 = 1;
+const CUDA: i32 = 2;
 
 #[repr(C)]
 struct DlDevice {
@@ -117,6 +120,33 @@ fn torch(py: Python<'_>) -> PyResult<&Torch> {
     })
 }
 
+/// The module, imported when it is first asked for.
+pub(crate) fn torch_module(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
+    Ok(torch(py)?.module.bind(py))
+}
+
+/// Torch's name for an element type, or upstream's refusal.
+fn torch_layout(dtype: Dtype) -> PyResult<(u8, u8, &'static str)> {
+    layout(dtype).ok_or_else(|| safetensor_error(format!("Dtype not understood: {}", dtype.name())))
+}
+
+/// Torch's own object for an element type.
+pub(crate) fn torch_type(py: Python<'_>, dtype: Dtype) -> PyResult<Bound<'_, PyAny>> {
+    let (_, _, name) = torch_layout(dtype)?;
+    torch_module(py)?.getattr(name)
+}
+
+impl Form {
+    /// The dimensions as torch counts them.
+    pub(crate) fn torch_shape(&self) -> Result<Vec<u64>> {
+        let mut shape = self.shape.clone();
+        if self.dtype == Dtype::F4 {
+            halve_last(&mut shape)?;
+        }
+        Ok(shape)
+    }
+}
+
 /// Imports torch, as upstream does on opening a file for it.
 pub(crate) fn import_torch(py: Python<'_>) -> PyResult<()> {
     torch(py).map(|_| ())
@@ -125,12 +155,10 @@ pub(crate) fn import_torch(py: Python<'_>) -> PyResult<()> {
 /// A torch tensor over the same memory.
 pub(crate) fn to_torch(py: Python<'_>, tensor: Tensor) -> PyResult<Bound<'_, PyAny>> {
     let torch = torch(py)?;
-    let Tensor { memory, dtype, mut shape } = tensor;
-    let (code, bits, name) = layout(dtype)
-        .ok_or_else(|| safetensor_error(format!("Dtype not understood: {}", dtype.name())))?;
-    if dtype == Dtype::F4 {
-        halve_last(&mut shape)?;
-    }
+    let Tensor { memory, form } = tensor;
+    let dtype = form.dtype;
+    let (code, bits, name) = torch_layout(dtype)?;
+    let shape = form.torch_shape()?;
     let lanes = if dtype == Dtype::F4 { 2 } else { 1 };
     let code = DlDataType { code, bits, lanes };
     let signed: Option<Vec<i64>> =
@@ -166,6 +194,15 @@ fn halve_last(shape: &mut [u64]) -> PyResult<()> {
     }
 }
 
+fn device_of(memory: &Memory) -> DlDevice {
+    match memory {
+        Memory::Owned(Buffer::Cuda(buffer)) => {
+            DlDevice { kind: CUDA, ordinal: i32::try_from(buffer.ordinal()).unwrap_or(i32::MAX) }
+        }
+        Memory::Owned(Buffer::Host(_)) | Memory::Mapped(..) => DlDevice { kind: CPU, ordinal: 0 },
+    }
+}
+
 fn capsule<'py>(
     py: Python<'py>,
     dtype: DlDataType,
@@ -177,7 +214,7 @@ fn capsule<'py>(
         .map_err(|_| PyRuntimeError::new_err(format!("a tensor of {} dimensions", shape.len())))?;
     let tensor = DlTensor {
         data: memory.address().cast(),
-        device: DlDevice { kind: CPU, ordinal: 0 },
+        device: device_of(&memory),
         dimensions,
         dtype,
         shape: shape.as_mut_ptr(),

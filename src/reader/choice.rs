@@ -1,7 +1,6 @@
 //! Chooses a way for every read by what the page cache holds, and tries another where one fails.
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -53,14 +52,12 @@ impl Uring {
 }
 
 /// What a load is about to do.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Outlook {
     /// Bytes wanted in all.
     pub(crate) bytes: u64,
     /// Reads planned.
     pub(crate) reads: usize,
-    /// Where the slots are that will be used.
-    pub(crate) slots: Vec<Range<usize>>,
 }
 
 /// The reader of every load.
@@ -68,7 +65,6 @@ pub(crate) struct ChoosingReader {
     sources: Arc<[Arc<dyn Source>]>,
     pread: PreadReader,
     uring: Uring,
-    slots: Vec<Range<usize>>,
     policy: CachePolicy,
     policy_reason: &'static str,
     began: Instant,
@@ -99,7 +95,6 @@ impl ChoosingReader {
             pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
             sources,
             uring,
-            slots: outlook.slots,
             policy,
             policy_reason,
             began: Instant::now(),
@@ -178,7 +173,7 @@ impl ChoosingReader {
         }
         self.tally.direct = true;
         if matches!(self.uring, Uring::Untried) {
-            self.uring = match UringReader::probe(Arc::clone(&self.sources), &self.slots) {
+            self.uring = match UringReader::probe(Arc::clone(&self.sources)) {
                 Ok(reader) => Uring::Ready(Box::new(reader)),
                 Err(refusal) => Uring::Refused(refusal),
             };

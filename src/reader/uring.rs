@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,53 +33,67 @@ pub(crate) struct UringReader {
     ring: IoUring,
     sources: Arc<[Arc<dyn Source>]>,
     registered: Vec<usize>,
+    registered_max: u32,
     pending: Vec<Option<Pending>>,
     ended: VecDeque<Completion>,
     in_flight: usize,
 }
 
 impl UringReader {
-    /// Tries the kernel; in case of refusal says why, in words that a person can act on. The slots
-    /// that will be used are registered, so that the kernel need not pin them for every read; where
-    /// the limit on locked memory forbids it, reads go on unregistered.
-    pub(crate) fn probe(
-        sources: Arc<[Arc<dyn Source>]>,
-        slots: &[Range<usize>],
-    ) -> Result<Self, String> {
+    /// Tries the kernel; in case of refusal says why, in words that a person can act on.
+    pub(crate) fn probe(sources: Arc<[Arc<dyn Source>]>) -> Result<Self, String> {
         let ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
         if !ring.params().is_feature_ext_arg() {
             return Err("io_uring of this kernel cannot wait with a time limit".to_owned());
         }
-        let vector = |slot: &Range<usize>| libc::iovec {
-            iov_base: std::ptr::with_exposed_provenance_mut(slot.start),
-            iov_len: slot.len(),
-        };
-        let vectors: Vec<libc::iovec> = slots.iter().map(vector).collect();
-        // SAFETY: registering pins the pages: the kernel keeps them even if a slot were unmapped,
-        // and it writes into them only for a read whose slot `pending` owns.
-        let accepted = unsafe { ring.submitter().register_buffers(&vectors) };
-        let starts = slots.iter().map(|slot| slot.start);
-        let registered = starts.filter(|_| accepted.is_ok()).collect();
-        let (pending, ended) = (Vec::new(), VecDeque::new());
-        Ok(Self { ring, sources, registered, pending, ended, in_flight: 0 })
+        let table = ring.submitter().register_buffers_sparse(QUEUE_ENTRIES);
+        let registered_max = if table.is_ok() { QUEUE_ENTRIES } else { 0 };
+        let (registered, pending, ended) = (Vec::new(), Vec::new(), VecDeque::new());
+        Ok(Self { ring, sources, registered, registered_max, pending, ended, in_flight: 0 })
+    }
+
+    /// The number by which the kernel knows a slot, so that it need not pin it for every read. A
+    /// slot is registered when it is first used; where the limit on locked memory forbids it, it is
+    /// read into all the same.
+    fn registration(&mut self, memory: &mut [u8]) -> Option<u16> {
+        let start = memory.as_mut_ptr();
+        let known = self.registered.iter().position(|&known| known == start.addr());
+        let number = known.unwrap_or(self.registered.len());
+        if known.is_none() {
+            if number >= self.registered_max as usize {
+                return None;
+            }
+            let vector = libc::iovec { iov_base: start.cast(), iov_len: memory.len() };
+            let offset = u32::try_from(number).ok()?;
+            // SAFETY: registering pins the pages: the kernel keeps them even if the slot were
+            // unmapped, and it writes into them only for a read whose slot `pending` owns.
+            let taken =
+                unsafe { self.ring.submitter().register_buffers_update(offset, &[vector], None) };
+            if taken.is_err() {
+                self.registered_max = offset;
+                return None;
+            }
+            self.registered.push(start.addr());
+        }
+        u16::try_from(number).ok()
     }
 
     /// Queues the rest of a read; fails only while the kernel knows nothing of it.
     fn push(&mut self, index: usize) -> io::Result<()> {
         let missing = || io::Error::from_raw_os_error(libc::EINVAL);
-        let pending = self.pending[index].as_mut().ok_or_else(missing)?;
+        let mut pending = self.pending[index].take().ok_or_else(missing)?;
+        let buffer = self.registration(pending.slot.as_mut_slice());
+        let pending = self.pending[index].insert(pending);
         let Request { shard, offset, bytes, .. } = pending.request;
         let file = self.sources[shard].local().and_then(|local| local.direct());
         let file = file.ok_or_else(missing)?;
         let from = pending.done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
         let memory = &mut pending.slot.as_mut_slice()[..bytes.next_multiple_of(ALIGNMENT_BYTES)];
-        let slot_address = memory.as_ptr() as usize;
         let target = &mut memory[from..];
         let asked = u32::try_from(target.len()).map_err(io::Error::other)?;
         let (address, descriptor) = (target.as_mut_ptr(), Fd(file.as_raw_fd()));
         let offset = offset + from as u64;
-        let buffer = self.registered.iter().position(|&start| start == slot_address);
-        let entry = match buffer.and_then(|buffer| u16::try_from(buffer).ok()) {
+        let entry = match buffer {
             Some(buffer) => {
                 opcode::ReadFixed::new(descriptor, address, asked, buffer).offset(offset).build()
             }

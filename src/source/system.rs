@@ -1,7 +1,8 @@
 //! The calls to the kernel that the standard library does not have, each as a safe function.
-#![expect(unsafe_code, reason = "statx and cachestat have no safe wrapper")]
+#![expect(unsafe_code, reason = "statx, cachestat and sendfile have no safe wrapper")]
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 
 /// What direct reads of a file must keep to, in bytes; none where the file system has none.
@@ -50,6 +51,15 @@ pub(crate) fn is_cached(file: &File, offset: u64) -> Option<bool> {
         libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut counts, 0_u32)
     };
     (status == 0).then_some(counts.cached > 0)
+}
+
+/// Sends bytes of a file to another inside the kernel; tells how many.
+pub(crate) fn send(from: &File, offset: u64, to: &File, bytes: usize) -> io::Result<usize> {
+    let mut offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: both descriptors are open for as long as the files are borrowed, and `offset`
+    // outlives the call.
+    let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, bytes) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// Drops a file's clean pages from the page cache.

@@ -1,0 +1,239 @@
+//! The CUDA driver: looked for when it is first wanted, its refusal kept in words; and its objects
+//! as owned types. A GPU's context is its primary one, which torch uses as well.
+#![expect(unsafe_code, reason = "the driver is a C library")]
+
+use std::ffi::{CStr, c_void};
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{self, CUresult};
+
+use crate::device::cuda::kernels::Kernels;
+use crate::error::{Error, Result};
+
+/// More GPUs than any host has.
+const GPUS_MAX: usize = 64;
+
+/// Every function that is called. A driver that lacks one would make the binding panic.
+const SYMBOLS: [&str; 30] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuDeviceGet",
+    "cuDeviceGetCount",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+    "cuCtxSetCurrent",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuMemGetInfo_v2",
+    "cuMemAllocAsync",
+    "cuMemFree_v2",
+    "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
+    "cuMemHostGetDevicePointer_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuStreamIsCapturing",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuEventDestroy_v2",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuLaunchKernel",
+];
+
+/// A GPU of this process, its context retained for the life of the process.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    ordinal: usize,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    process: u32,
+    kernels: OnceLock<std::result::Result<Kernels, String>>,
+}
+
+// SAFETY: a context is no thread's; the driver locks what it shares.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+impl Gpu {
+    /// The GPU of that number, which must not have been in use before this process was forked.
+    pub(crate) fn open(ordinal: usize) -> Result<&'static Self> {
+        static GPUS: [OnceLock<Gpu>; GPUS_MAX] = [const { OnceLock::new() }; GPUS_MAX];
+        let place = GPUS.get(ordinal).ok_or_else(|| no_such_gpu(ordinal, GPUS_MAX))?;
+        if place.get().is_none() {
+            let opened = Self::retain(ordinal)?;
+            let _first_or_another_thread_was = place.set(opened);
+        }
+        let gpu = place.get().ok_or_else(|| no_such_gpu(ordinal, 0))?;
+        if gpu.process == std::process::id() { Ok(gpu) } else { Err(forked(ordinal)) }
+    }
+
+    fn retain(ordinal: usize) -> Result<Self> {
+        driver_is_complete(ordinal)?;
+        let check = |what, code| check(ordinal, what, code);
+        // SAFETY: the function is there, as are all below: `driver_is_complete` has seen them.
+        check("cuInit", unsafe { sys::cuInit(0) })?;
+        let mut count = 0;
+        // SAFETY: the target outlives the call.
+        check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
+        let number = i32::try_from(ordinal).ok().filter(|&number| number < count);
+        let number =
+            number.ok_or_else(|| no_such_gpu(ordinal, usize::try_from(count).unwrap_or(0)))?;
+        let mut device = 0;
+        // SAFETY: the target outlives the call.
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, number) })?;
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the device was just given by the driver, the target outlives the call.
+        let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
+        check("cuDevicePrimaryCtxRetain", code)?;
+        let (process, kernels) = (std::process::id(), OnceLock::new());
+        Ok(Self { ordinal, device, context, process, kernels })
+    }
+
+    /// Its number.
+    pub(crate) fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// Makes its context the calling thread's, for good: for threads of ours.
+    pub(super) fn make_current(&self) -> Result<()> {
+        // SAFETY: the context is retained.
+        self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    /// Makes its context the calling thread's, until the guard is dropped.
+    pub(super) fn enter(&self) -> Result<Entered> {
+        // SAFETY: the context is retained.
+        self.check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.context) })?;
+        Ok(Entered(PhantomData))
+    }
+
+    /// Bytes of its memory that are free, and all of them.
+    pub(super) fn memory(&self) -> Result<(u64, u64)> {
+        let _entered = self.enter()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both targets outlive the call, and a context is current.
+        let code = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
+        self.check("cuMemGetInfo", code)?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// An error where there is no room for so many bytes; some may lie idle in a cache.
+    pub(crate) fn check_room(&self, wanted: u64, cached: u64) -> Result<()> {
+        let (free, total) = self.memory()?;
+        let free = free + cached;
+        if wanted <= free || self.shares_host_memory()? {
+            return Ok(());
+        }
+        Err(Error::DeviceMemory { ordinal: self.ordinal, wanted, free, total })
+    }
+
+    /// Whether its memory is the host's, so that what the driver calls free says little.
+    fn shares_host_memory(&self) -> Result<bool> {
+        let mut value = 0;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED;
+        // SAFETY: the device is the driver's, the target outlives the call.
+        let code = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, self.device) };
+        self.check("cuDeviceGetAttribute", code).map(|()| value != 0)
+    }
+
+    /// The kernels, loaded when they are first wanted, or why this driver does not take them.
+    pub(super) fn kernels(&self) -> std::result::Result<&Kernels, &str> {
+        let load = || Kernels::load(self).map_err(|error| error.to_string());
+        self.kernels.get_or_init(load).as_ref().map_err(String::as_str)
+    }
+
+    pub(super) fn check(&self, what: &'static str, code: CUresult) -> Result<()> {
+        check(self.ordinal, what, code)
+    }
+}
+
+/// A context made current; the one before comes back when this is dropped.
+pub(super) struct Entered(PhantomData<*const ()>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: this thread pushed a context when this guard was made (it is not `Send`).
+        let _popped = unsafe { sys::cuCtxPopCurrent_v2(&raw mut context) };
+    }
+}
+
+fn driver_is_complete(ordinal: usize) -> Result<()> {
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let missing = MISSING.get_or_init(|| {
+        // SAFETY: loading the driver's library runs its initialisers, as using it will.
+        if !unsafe { sys::is_culib_present() } {
+            return Some("no NVIDIA driver was found (libcuda.so.1)".to_owned());
+        }
+        // SAFETY: the library was just seen to be there.
+        let library = unsafe { sys::culib() };
+        let lacks = |name: &&&str| {
+            // SAFETY: the symbol is looked up, not called.
+            unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_err()
+        };
+        let lacking = SYMBOLS.iter().find(lacks)?;
+        Some(format!("the NVIDIA driver is too old: it has no {lacking}"))
+    });
+    match missing {
+        None => Ok(()),
+        Some(message) => Err(Error::Device { ordinal, what: "driver", message: message.clone() }),
+    }
+}
+
+fn no_such_gpu(ordinal: usize, count: usize) -> Error {
+    let message = format!("invalid device ordinal: this host has {count} CUDA devices");
+    Error::Device { ordinal, what: "device", message }
+}
+
+fn forked(ordinal: usize) -> Error {
+    let message = "CUDA was initialised before this process was forked; start processes that use \
+                   a GPU with the 'spawn' method"
+        .to_owned();
+    Error::Device { ordinal, what: "fork", message }
+}
+
+/// The driver's answer in words, with what to do.
+fn check(ordinal: usize, what: &'static str, code: CUresult) -> Result<()> {
+    let advice = match code {
+        CUresult::CUDA_SUCCESS => return Ok(()),
+        CUresult::CUDA_ERROR_NOT_INITIALIZED => return Err(forked(ordinal)),
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "; the library found is the toolkit's stub, not a driver: take its folder off \
+             LD_LIBRARY_PATH"
+        }
+        CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED => {
+            "; a CUDA graph is being captured: load before or after"
+        }
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_LAUNCH_FAILED
+        | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+        | CUresult::CUDA_ERROR_ASSERT
+        | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => {
+            "; this process can no longer use the GPU (an earlier kernel failed?): start a new one"
+        }
+        _ => "",
+    };
+    let mut text = std::ptr::null();
+    // SAFETY: the target outlives the call; the text is the driver's and lives for ever.
+    let known = unsafe { sys::cuGetErrorString(code, &raw mut text) } == CUresult::CUDA_SUCCESS;
+    let text = if known && !text.is_null() {
+        // SAFETY: a C string of the driver's, as just said.
+        unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    } else {
+        String::new()
+    };
+    let message = format!("{code:?} ({}): {text}{advice}", code as u32);
+    Err(Error::Device { ordinal, what, message })
+}

@@ -1,0 +1,168 @@
+//! Device memory: slabs of ours that hold the tensors of a load, and what is somebody else's.
+#![expect(unsafe_code, reason = "an address is freed once, by its owner")]
+
+use std::sync::Arc;
+
+use cudarc::driver::sys;
+
+use crate::config::{DEVICE_ALIGNMENT_BYTES, SLAB_BYTES_MAX};
+use crate::device::cuda::driver::Gpu;
+use crate::device::cuda::stream::Stream;
+use crate::device::{Allocator, Buffer};
+use crate::error::{Error, Result};
+
+/// One tensor's device memory; clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct CudaBuffer {
+    address: u64,
+    bytes: usize,
+    ordinal: usize,
+    /// The slab that it is part of; none where the memory is somebody else's, who keeps it.
+    _slab: Option<Arc<Slab>>,
+}
+
+impl CudaBuffer {
+    /// Memory that its owner keeps for as long as anybody here uses it.
+    pub(crate) fn borrowed(gpu: &Gpu, address: u64, bytes: usize) -> Self {
+        Self { address, bytes, ordinal: gpu.ordinal(), _slab: None }
+    }
+
+    /// The address of its first byte.
+    pub(crate) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Its size.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The number of its GPU.
+    pub(crate) fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+}
+
+/// One allocation of the driver's; freed with the last buffer in it.
+#[derive(Debug)]
+pub(crate) struct Slab {
+    gpu: &'static Gpu,
+    address: u64,
+}
+
+impl Slab {
+    pub(super) fn new(gpu: &'static Gpu, stream: &Stream, bytes: usize) -> Result<Self> {
+        Ok(Self { gpu, address: stream.allocate(bytes)? })
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: the address came from `Stream::allocate`, and nobody is left who knows it.
+        unsafe { free(self.gpu, self.address) }
+    }
+}
+
+/// Frees device memory once all that the GPU was given is done, whatever stream it was on.
+///
+/// # Safety
+/// Callers must guarantee that the address came from `Stream::allocate` and is freed once.
+unsafe fn free(gpu: &Gpu, address: u64) {
+    if let Ok(_entered) = gpu.enter() {
+        // SAFETY: by this function's contract. A context that is lost has freed it already.
+        let _freed = unsafe { sys::cuMemFree_v2(address) };
+    }
+}
+
+/// Where a target lies: which slab, and how far in it.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    slab: usize,
+    offset: u64,
+}
+
+/// Puts the tensors of one load into slabs of exactly their size: small tensors share one, a large
+/// one has its own, so that one survivor never keeps gigabytes.
+#[derive(Debug)]
+pub(crate) struct SlabAllocator {
+    gpu: &'static Gpu,
+    stream: Arc<Stream>,
+    shares: Vec<Share>,
+    slab_bytes: Vec<u64>,
+    slabs: Vec<Option<Arc<Slab>>>,
+}
+
+impl SlabAllocator {
+    /// For targets of those sizes, in the order in which they will be filled.
+    pub(crate) fn new(gpu: &'static Gpu, stream: Arc<Stream>, target_bytes: &[u64]) -> Self {
+        let (shares, slab_bytes) = share(target_bytes);
+        let slabs = slab_bytes.iter().map(|_| None).collect();
+        Self { gpu, stream, shares, slab_bytes, slabs }
+    }
+}
+
+impl Allocator for SlabAllocator {
+    fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
+        let Share { slab, offset } = self.shares[target];
+        let known = self.slabs[slab].clone();
+        let slab = if let Some(known) = known {
+            known
+        } else {
+            let size = usize::try_from(self.slab_bytes[slab].max(1));
+            let size = size.map_err(|_| Error::Internal("a slab larger than memory".to_owned()))?;
+            let made = Arc::new(Slab::new(self.gpu, &self.stream, size)?);
+            self.slabs[slab] = Some(Arc::clone(&made));
+            made
+        };
+        let (address, ordinal) = (slab.address() + offset, self.gpu.ordinal());
+        Ok(Buffer::Cuda(CudaBuffer { address, bytes, ordinal, _slab: Some(slab) }))
+    }
+}
+
+/// The place of each target, and the size of each slab.
+fn share(target_bytes: &[u64]) -> (Vec<Share>, Vec<u64>) {
+    let mut slab_bytes: Vec<u64> = Vec::new();
+    let mut open: Option<usize> = None;
+    let shares = target_bytes.iter().map(|&bytes| {
+        let rounded = bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
+        if rounded > SLAB_BYTES_MAX {
+            slab_bytes.push(rounded);
+            return Share { slab: slab_bytes.len() - 1, offset: 0 };
+        }
+        let fits = |slab: &usize| slab_bytes[*slab] + rounded <= SLAB_BYTES_MAX;
+        let slab = open.filter(fits).unwrap_or_else(|| {
+            slab_bytes.push(0);
+            slab_bytes.len() - 1
+        });
+        open = Some(slab);
+        let offset = slab_bytes[slab];
+        slab_bytes[slab] += rounded;
+        Share { slab, offset }
+    });
+    (shares.collect(), slab_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DEVICE_ALIGNMENT_BYTES, SLAB_BYTES_MAX, share};
+
+    #[test]
+    fn targets_are_aligned_apart_and_no_slab_is_larger_than_it_need_be() {
+        let sizes = [1, 0, 511, 512, 513, SLAB_BYTES_MAX, 7, SLAB_BYTES_MAX + 1, 9, 40 << 20];
+        let (shares, slabs) = share(&sizes);
+        let mut end = vec![0; slabs.len()];
+        for (share, bytes) in shares.iter().zip(sizes) {
+            assert!(share.offset.is_multiple_of(DEVICE_ALIGNMENT_BYTES));
+            assert!(share.offset >= end[share.slab]);
+            end[share.slab] = share.offset + bytes;
+        }
+        for (slab, end) in slabs.iter().zip(end) {
+            assert_eq!(*slab, end.next_multiple_of(DEVICE_ALIGNMENT_BYTES));
+        }
+        assert_eq!(slabs.iter().filter(|&&bytes| bytes > SLAB_BYTES_MAX).count(), 1);
+    }
+}

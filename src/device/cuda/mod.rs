@@ -1,0 +1,12 @@
+//! GPUs by the CUDA driver: slots are pinned, copied from by a stream of their own, and given back
+//! when their copies are done.
+
+pub(crate) mod copy;
+pub(crate) mod driver;
+mod kernels;
+pub(crate) mod memory;
+mod pinned;
+pub(crate) mod stream;
+
+pub(crate) use memory::CudaBuffer;
+pub(crate) use pinned::Pin;
