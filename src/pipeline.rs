@@ -183,7 +183,9 @@ impl Load<'_, '_> {
 
     fn placed(&mut self, progress: &mut Progress, placed: Placed) -> Result<()> {
         let Placed { tag, slot, result } = placed;
-        self.lease.put(slot);
+        if let Some(slot) = slot {
+            self.lease.put(slot);
+        }
         result?;
         for piece in &self.plan.reads[tag].pieces {
             let Some(target) = progress.filling.get_mut(&piece.target) else { continue };
@@ -207,7 +209,7 @@ impl Load<'_, '_> {
             slots.extend(self.reader.wait(SIGNAL_INTERVAL).map(|completion| completion.slot));
         }
         while self.to.device.in_flight() > 0 {
-            slots.extend(self.to.device.wait(SIGNAL_INTERVAL).map(|placed| placed.slot));
+            slots.extend(self.to.device.wait(SIGNAL_INTERVAL).and_then(|placed| placed.slot));
         }
         for slot in slots {
             self.lease.put(slot);

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 Path = str | PathLike[str]
+PathOrPaths = Path | Sequence[Path]
 CachePolicy = Literal["auto", "keep", "bypass"]
 Progress = Callable[[int, int], object]
 
 
 def load_checkpoint(  # noqa: PLR0913 - independent keywords
-    path: Path | Sequence[Path],
+    path: PathOrPaths,
     device: object = "cpu",
     *,
     filter: Callable[[str], object] | None = None,  # noqa: A002 - the term of the field
@@ -54,14 +55,14 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
         RuntimeError: The GPU or its driver refuses.
     """
     gpu = _check(device, backend)
-    paths = _paths(path)
+    paths = paths_of(path)
     calls.serve("load_checkpoint")
     with _progress_bar(progress) as tell:
         return _native.load_checkpoint(paths, backend, cache, filter, tell, gpu, allocator)
 
 
 def stream(  # noqa: PLR0913 - independent keywords
-    path: Path | Sequence[Path],
+    path: PathOrPaths,
     device: object = "cpu",
     *,
     filter: Callable[[str], object] | None = None,  # noqa: A002 - the term of the field
@@ -93,7 +94,7 @@ def stream(  # noqa: PLR0913 - independent keywords
         RuntimeError: The GPU or its driver refuses.
     """
     gpu = _check(device, backend)
-    paths = _paths(path)
+    paths = paths_of(path)
     calls.serve("stream")
     if backend == "mmap" and gpu is None:
         return iter(_native.load_checkpoint(paths, backend, cache, filter, None).items())
@@ -118,7 +119,7 @@ def _check(device: object, backend: str) -> int | None:
     return gpu
 
 
-def _paths(path: Path | Sequence[Path]) -> list[str]:
+def paths_of(path: PathOrPaths) -> list[str]:
     """The files that a path, a pattern or a list of paths names."""
     if isinstance(path, str | PathLike):
         text = os.fspath(path)

@@ -8,12 +8,14 @@ from typing_extensions import Self, disjoint_base
 
 __all__ = [
     "DEBUG_BUILD",
+    "DeviceArray",
     "Handle",
     "Report",
     "Stream",
     "TensorSlice",
     "__version__",
     "last_report",
+    "load_arrays",
     "load_bytes",
     "load_checkpoint",
     "load_file",
@@ -69,6 +71,28 @@ class Stream:
     def close(self) -> None: ...
 
 @final
+class DeviceArray:
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: Any = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+@final
 class Report:
     @property
     def files(self) -> int: ...
@@ -107,6 +131,12 @@ def load_checkpoint(
     device: int | None = None,
     allocator: str = "torch",
 ) -> dict[str, Tensor]: ...
+def load_arrays(
+    paths: Sequence[str | PathLike[str]],
+    device: int,
+    cache: str,
+    filter: Callable[[str], object] | None,
+) -> dict[str, DeviceArray]: ...
 def read_through(paths: Sequence[str | PathLike[str]], cache: str = "auto") -> Report: ...
 def release() -> int: ...
 def last_report() -> Report | None: ...

@@ -145,7 +145,11 @@ pub(crate) fn carry_out(tag: usize, slot: Slot, placements: &[Placement]) -> Pla
         }
         Ok(())
     }));
-    Placed { tag, slot, result: copied.unwrap_or_else(|_| Err(worker_panicked("copy"))) }
+    Placed {
+        tag,
+        slot: Some(slot),
+        result: copied.unwrap_or_else(|_| Err(worker_panicked("copy"))),
+    }
 }
 
 /// Gives each tensor host memory of its own.

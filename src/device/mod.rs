@@ -58,8 +58,8 @@ pub(crate) struct Placement {
 pub(crate) struct Placed {
     /// The number that was given with the slot.
     pub(crate) tag: usize,
-    /// The slot, free again.
-    pub(crate) slot: Slot,
+    /// The slot, free again; none where the device cannot say that it has let go of it.
+    pub(crate) slot: Option<Slot>,
     /// Whether every piece arrived.
     pub(crate) result: Result<()>,
 }

@@ -24,7 +24,7 @@ impl Allocator for NullAllocator {
 
 impl Device for NullDevice {
     fn place(&mut self, tag: usize, slot: Slot, _placements: Vec<Placement>) {
-        self.done.push_back(Placed { tag, slot, result: Ok(()) });
+        self.done.push_back(Placed { tag, slot: Some(slot), result: Ok(()) });
     }
 
     fn wait(&mut self, _timeout: Duration) -> Option<Placed> {

@@ -194,6 +194,16 @@ fn halve_last(shape: &mut [u64]) -> PyResult<()> {
     }
 }
 
+/// A `DLPack` capsule over the same memory, for whoever takes such.
+pub(crate) fn to_capsule(py: Python<'_>, tensor: Tensor) -> PyResult<Bound<'_, PyAny>> {
+    let Tensor { memory, form } = tensor;
+    let (code, bits, _) = torch_layout(form.dtype)?;
+    let lanes = if form.dtype == Dtype::F4 { 2 } else { 1 };
+    let shape = form.torch_shape()?.into_iter().map(i64::try_from);
+    let shape: Vec<i64> = shape.collect::<std::result::Result<_, _>>()?;
+    capsule(py, DlDataType { code, bits, lanes }, &shape, memory)
+}
+
 fn device_of(memory: &Memory) -> DlDevice {
     match memory {
         Memory::Owned(Buffer::Cuda(buffer)) => {

@@ -65,11 +65,14 @@ impl CudaDevice {
                     let _kept = events_in.send(event);
                     seen
                 });
-                if result.is_err() {
-                    // Whatever was begun must not read the slot any more when it is given back.
-                    let _idle_or_lost = copies.synchronize();
-                }
-                if done_in.send(Placed { tag: job.tag, slot: job.slot, result }).is_err() {
+                let slot = if result.is_ok() || copies.synchronize().is_ok() {
+                    Some(job.slot)
+                } else {
+                    // The GPU may read it yet, for all that is known: it stays mapped for ever.
+                    Box::leak(Box::new(job.slot));
+                    None
+                };
+                if done_in.send(Placed { tag: job.tag, slot, result }).is_err() {
                     break;
                 }
             }
