@@ -1,4 +1,4 @@
-"""``python -m bench cpu``: this loader beside the stock one, each sample in a fresh process."""
+"""``python -m bench cpu|sim|gpu``: this loader beside others, each sample in a fresh process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 
 from bench import models
-from bench.cases import NULL_READERS, ROWS, Row
-from bench.loaders import LOADERS, missing
-from bench.measure import Job
+from bench.cases import GPU_ROWS, NULL_READERS, ROWS, Row
+from bench.loaders import LOADERS, PEERS, missing
+from bench.measure import Job, simulated_driver
 from bench.null_reader import memory_rate
 from bench.report import Result, Sample, Samples, document, evaluate, table
 
@@ -32,6 +32,10 @@ ENVIRONMENT = os.environ | {
 }
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 CEILING_RUNS = 2
+#: What `sim` asks of the simulated driver: a link of 2 GB/s, memory as it comes.
+SIMULATION = {"SIMCUDA_H2D_GBPS": "2", "SIMCUDA_POISON": "0", "SIMCUDA_MEM": str(16 << 30)}
+SIMULATION_GB = 1.0
+GPU_GB = 15.0
 
 say = Console(highlight=False, width=None if sys.stdout.isatty() else 150).print
 
@@ -50,18 +54,25 @@ def own_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
+class FailedError(Exception):
+    """A loader could not do its job; the text says which, and its last words."""
+
+
 def run(job: Job) -> dict[str, float | str]:
     """Carries out one job in a fresh process."""
+    folder = LOADERS[job.loader].folder
+    known = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    path = os.pathsep.join([str(PEERS / folder), *known] if folder else known)
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "bench.measure", json.dumps(asdict(job))],
         cwd=ROOT,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{job.loader} failed in {job.action}:\n{done.stderr}")
+        raise FailedError(f"{job.loader} failed in {job.action}:\n{done.stderr[-2000:]}")
     outcome: dict[str, float | str] = json.loads(done.stdout.splitlines()[-1])
     return outcome
 
@@ -92,13 +103,20 @@ def run_row(row: Row, files: list[Path], blocks: int) -> Samples:
     order = random.Random(row.name)  # noqa: S311  (a shuffle, reproducible)
     for block in range(blocks):
         say(f"{row.name}: block {block + 1} of {blocks}")
-        for name in order.sample(loaders, len(loaders)):
-            samples[name].append(sample(row, name, files))
+        for name in order.sample(list(samples), len(samples)):
+            try:
+                samples[name].append(sample(row, name, files))
+            except FailedError as failure:  # noqa: PERF203 - beside a process, nothing
+                if name == row.ours:
+                    raise
+                say(f"left out of {row.name}: {failure}", markup=False)
+                del samples[name]
     answers = {
         process["answer"]: name
         for name, taken in samples.items()
         for one in taken
         for process in one["processes"]
+        if process["answer"]
     }
     if len(answers) > 1:
         raise SystemExit(f"{row.name}: the answers differ: {answers}")
@@ -127,6 +145,11 @@ def measure_ceilings(rows: list[Row], files: list[Path]) -> dict[str, float]:
         runs = [run(Job(n, "engine", "cold", paths)) for n in NULL_READERS * CEILING_RUNS]
         size = sum(file.stat().st_size for file in files)
         ceilings["disk"] = size / min(float(run["seconds"]) for run in runs)
+    if "link" in wanted:
+        paths = [str(file) for file in files]
+        link = [run(Job("link", "load_cuda", "warm", paths)) for _ in range(CEILING_RUNS + 1)]
+        size = sum(file.stat().st_size for file in files)
+        ceilings["link"] = size / min(float(one["seconds"]) for one in link)
     for name, rate in ceilings.items():
         say(f"ceiling, {name}: {rate / 1e9:.2f} GB/s")
     return ceilings
@@ -136,15 +159,13 @@ def write(output: Path, content: dict[str, object]) -> None:
     """Writes the JSON file."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    say(f"every sample: {output}")
 
 
-def parse() -> argparse.Namespace:
-    """Reads the command line."""
-    names = [row.name for row in ROWS]
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    cpu = parser.add_subparsers(dest="what", required=True).add_parser("cpu", help="no GPU needed")
-    cpu.add_argument(
+def add_command(commands: Any, name: str, rows: tuple[Row, ...], size_gb: float, what: str) -> None:  # noqa: ANN401
+    """Adds one of the commands to the command line."""
+    names = [row.name for row in rows]
+    command = commands.add_parser(name, help=what)
+    command.add_argument(
         "--rows",
         nargs="+",
         choices=names,
@@ -152,44 +173,84 @@ def parse() -> argparse.Namespace:
         metavar="ROW",
         help=f"of {', '.join(names)}",
     )
-    cpu.add_argument("--blocks", type=int, metavar="N", help="samples of each loader, for all rows")
-    cpu.add_argument(
-        "--size",
-        type=float,
-        default=models.FULL_GB,
-        metavar="GB",
-        help="of the model; default 3.09",
+    command.add_argument("--blocks", type=int, metavar="N", help="samples a loader, for all rows")
+    command.add_argument(
+        "--size", type=float, default=size_gb, metavar="GB", help=f"of the model; default {size_gb}"
     )
-    cpu.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / "cpu.json")
+    output = ROOT / "bench" / "results" / f"{name}.json"
+    command.add_argument("--output", type=Path, default=output)
+    command.add_argument(
+        "--seconds", type=float, default=float("inf"), metavar="S", help="begin no row after that"
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="keep the rows that the output file has already"
+    )
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="what", required=True)
+    add_command(commands, "cpu", ROWS, models.FULL_GB, "no GPU needed")
+    add_command(commands, "sim", GPU_ROWS, SIMULATION_GB, "a GPU simulated by ci/sim")
+    add_command(commands, "gpu", GPU_ROWS, GPU_GB, "a real GPU")
     return parser.parse_args()
 
 
+def files_for(rows: list[Row], size_gb: float) -> dict[str, list[Path]]:
+    """Makes the files that the rows load."""
+    model = models.shards(models.checkpoint(size_gb))
+    files = {"model": model}
+    wanted = {row.files for row in rows}
+    if wanted & {"small", "both"}:
+        files["small"] = [models.small_tensors()]
+        files["both"] = model + files["small"]
+    if "experts" in wanted:
+        files["experts"] = [models.experts()]
+    return files
+
+
+def earlier_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows that an earlier run has measured."""
+    if not (options.resume and options.output.exists()):
+        return []
+    rows: list[dict[str, Any]] = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
 def main() -> None:
-    """Runs the chosen rows, prints the table and writes the JSON file."""
+    """Runs the chosen rows, prints the table and writes the JSON file, row by row."""
     options = parse()
+    if options.what == "sim" and simulated_driver() is None:
+        os.environ.update(SIMULATION)
+        command = [str(ROOT / "ci" / "sim"), sys.executable, "-m", "bench", *sys.argv[1:]]
+        os.execv(command[0], command)  # noqa: S606
     started = time.monotonic()
-    rows = [row for row in ROWS if row.name in options.rows]
-    model = models.shards(models.checkpoint(options.size))
-    small = [models.small_tensors()]
-    files = {"model": model, "small": small, "both": model + small}
-    for name in LOADERS:
-        if missing(name):
-            say(f"skipped: {name} ({LOADERS[name].package} is not installed)")
+    earlier = earlier_rows(options)
+    known = {row["row"]["name"] for row in earlier}
+    every = ROWS if options.what == "cpu" else GPU_ROWS
+    rows = [row for row in every if row.name in options.rows and row.name not in known]
+    files = files_for(rows, options.size)
+    for name in sorted({name for row in rows for name in (row.ours, *row.others) if missing(name)}):
+        say(f"skipped: {name} ({LOADERS[name].package} is not installed)")
     results: list[Result] = []
     with only_run():
-        ceilings = measure_ceilings(rows, model)
+        ceilings = measure_ceilings(rows, files["model"])
         for row in rows:
+            if time.monotonic() - started > options.seconds:
+                say(f"no time for {row.name} any more")
+                continue
             chosen = files[row.files]
             samples = run_row(row, chosen, options.blocks or row.blocks)
             size = sum(file.stat().st_size for file in chosen)
             results.append(evaluate(row, samples, size, ceilings))
+            write(options.output, document(earlier, results, ceilings, models.CACHE))
     say(table(results))
     verdicts = [result.reached for result in results]
     say(
         f"targets: {verdicts.count(True)} reached, {verdicts.count(False)} not reached; "
-        f"{time.monotonic() - started:.0f} s"
+        f"{time.monotonic() - started:.0f} s; every sample: {options.output}"
     )
-    write(options.output, document(results, ceilings, models.CACHE))
 
 
 if __name__ == "__main__":

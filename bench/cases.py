@@ -30,12 +30,13 @@ class Row:
         action: The loaders' method.
         ours: The loader judged.
         others: Those it is compared with; the one with the lowest median is the reference.
-        files: "model", "small" or "both".
+        files: "model", "small", "both" or "experts".
         cache: For each process of a sample: "cold", "warm", or "left" as the last one left it.
         blocks: Samples of each loader.
         read: Whether reading every byte is timed as well.
         rehearse: Whether an untimed call comes first.
-        ceiling: What bounds the rate of bytes, "disk" or "memory"; none where none need be read.
+        ceiling: What bounds the rate of bytes, "disk", "memory" or "link"; none where none need be
+            read.
         target: None for a row that only reports.
     """
 
@@ -55,6 +56,8 @@ class Row:
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)
 NULL_READERS = ("null-2", "null-4", "null-8")
+#: Those that only move bytes: what they reach is a ceiling.
+CEILINGS = (*NULL_READERS, "link")
 
 ROWS = (
     Row(
@@ -148,5 +151,77 @@ ROWS = (
         action="load_pread",
         blocks=3,
         ceiling="memory",
+    ),
+)
+
+PEERS = ("stock-cuda", "prefetch", "fastsafetensors", "instanttensor", "runai")
+FIRST = Target(1.0, "before every peer")
+
+#: Loads to a GPU, a real or a simulated one. Each ends when the caller has all tensors and the GPU
+#: is idle; the context is made before.
+GPU_ROWS = (
+    Row(
+        name="gpu-warm",
+        says="all shards to the GPU, warm, first load of the process",
+        action="load_cuda",
+        ours="ours-cuda",
+        others=PEERS,
+        blocks=5,
+        ceiling="link",
+        target=FIRST,
+    ),
+    Row(
+        name="gpu-warm-again",
+        says="the same, second load of the process",
+        action="load_cuda",
+        ours="ours-cuda",
+        others=PEERS,
+        blocks=3,
+        rehearse=True,
+        ceiling="link",
+        target=FIRST,
+    ),
+    Row(
+        name="gpu-link",
+        says="all shards to the GPU, warm, second load, against the link's own rate",
+        action="load_cuda",
+        ours="ours-cuda",
+        others=("link",),
+        blocks=5,
+        rehearse=True,
+        ceiling="link",
+        target=Target(1 / 0.95, "95 % of the link"),
+    ),
+    Row(
+        name="gpu-driver",
+        says="the same with allocator=driver",
+        action="load_cuda",
+        ours="ours-driver",
+        others=("link",),
+        blocks=5,
+        rehearse=True,
+        ceiling="link",
+        target=Target(1 / 0.95, "95 % of the link"),
+    ),
+    Row(
+        name="gpu-cold",
+        says="all shards to the GPU, cold",
+        action="load_cuda",
+        ours="ours-cuda",
+        others=PEERS,
+        cache=("cold",),
+        blocks=3,
+        ceiling="link",
+        target=FIRST,
+    ),
+    Row(
+        name="gpu-experts",
+        says="20,000 tensors of 4 KiB to the GPU, warm, against stock",
+        action="load_cuda",
+        ours="ours-cuda",
+        others=("stock-cuda",),
+        files="experts",
+        blocks=3,
+        target=Target(1 / 4, "1/4 of stock"),
     ),
 )

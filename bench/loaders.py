@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench import cuda_loaders
 from bench.null_reader import NullReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -91,10 +92,14 @@ class Patched(Transformers):
 
 
 class Loader(NamedTuple):
-    """How to make a loader, and the package it cannot do without."""
+    """How to make a loader, the package it cannot do without, and the folder where that lies.
+
+    Without a folder the package is installed beside the others.
+    """
 
     package: str
     make: Callable[[], object]
+    folder: str | None = None
 
 
 LOADERS = {
@@ -105,9 +110,23 @@ LOADERS = {
     "null-2": Loader("numpy", partial(NullReader, 2)),
     "null-4": Loader("numpy", partial(NullReader, 4)),
     "null-8": Loader("numpy", partial(NullReader, 8)),
+    "link": Loader("torch", cuda_loaders.Link),
+    "stock-cuda": Loader("safetensors", cuda_loaders.StockCuda),
+    "ours-cuda": Loader("safetensors_streaming", cuda_loaders.OursCuda),
+    "ours-driver": Loader("safetensors_streaming", cuda_loaders.OursDriver),
+    "prefetch": Loader("safetensors", cuda_loaders.Prefetch, "safetensors-0.9"),
+    "fastsafetensors": Loader("fastsafetensors", cuda_loaders.FastSafetensors, "fastsafetensors"),
+    "instanttensor": Loader("instanttensor", cuda_loaders.InstantTensor, "instanttensor"),
+    "runai": Loader("runai_model_streamer", cuda_loaders.RunAi, "runai"),
 }
+
+#: Where ci/peers puts them.
+PEERS = Path(__file__).resolve().parent.parent / ".cache" / "peers"
 
 
 def missing(name: str) -> bool:
     """Tells whether the package of a loader is not installed."""
-    return find_spec(LOADERS[name].package) is None
+    loader = LOADERS[name]
+    if loader.folder is not None:
+        return not (PEERS / loader.folder / loader.package).is_dir()
+    return find_spec(loader.package) is None

@@ -25,6 +25,7 @@ FULL_STEPS = 16
 SHARDS = 4
 TILE_ELEMENTS = 16 << 20  # 32 MB of bfloat16
 SMALL_TENSORS = 5_000
+EXPERT_TENSORS = 20_000
 
 
 def checkpoint(size_gb: float = FULL_GB) -> Path:
@@ -43,6 +44,12 @@ def checkpoint(size_gb: float = FULL_GB) -> Path:
 def small_tensors(count: int = SMALL_TENSORS) -> Path:
     """Gives one file of ``count`` tensors of 32 to 256 bytes, made on first use."""
     folder = _made_once(f"small-{count}", lambda folder: _save_small(folder, count))
+    return folder / "model.safetensors"
+
+
+def experts(count: int = EXPERT_TENSORS) -> Path:
+    """Gives one file of ``count`` matrices of 4 KiB in bfloat16, made on first use."""
+    folder = _made_once(f"experts-{count}", lambda folder: _save_experts(folder, count))
     return folder / "model.safetensors"
 
 
@@ -122,6 +129,20 @@ def _save_small(folder: Path, count: int) -> None:
         f"layers.{i // 8}.experts.{i % 8}.scale": torch.randn(shapes[i % 4], generator=seed).to(
             dtypes[i // 4 % 2]
         )
+        for i in range(count)
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _save_experts(folder: Path, count: int) -> None:
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
+    print(f"making a file of {count:,} matrices in {CACHE} (once)", flush=True)
+    seed = torch.Generator().manual_seed(0)
+    tile = torch.randn(64, 32, generator=seed).bfloat16()
+    tensors = {
+        f"layers.{i // 384}.experts.{i // 3 % 128}.{['gate', 'up', 'down'][i % 3]}": tile + i
         for i in range(count)
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

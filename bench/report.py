@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from rich.table import Table
+
+from bench.cases import CEILINGS
 
 if TYPE_CHECKING:
     from bench.cases import Row
@@ -90,8 +93,9 @@ def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, fl
         name: _spread(taken, file_bytes if row.ceiling else 0) for name, taken in samples.items()
     }
     ratio = _ratio(row, samples)
-    bound = ceilings[row.ceiling] if row.ceiling else float("inf")
     fastest = {name: file_bytes / spread.minimum for name, spread in loaders.items()}
+    bound = ceilings.get(row.ceiling or "", float("inf"))
+    bound = max([bound, *(rate for name, rate in fastest.items() if name in CEILINGS)])
     impossible = [name for name, rate in fastest.items() if rate > bound * CEILING_MARGIN]
     reached = None
     if row.target and ratio:
@@ -135,8 +139,15 @@ def environment(folder: Path) -> dict[str, object]:
         "transparent_huge_pages": _text(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
         "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "python": platform.python_version(),
+        "gpu": _gpu(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _gpu() -> str | None:
+    """Names the GPU as torch sees it; simulated ones say so."""
+    torch = import_module("torch")
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def _mount(folder: Path) -> list[str]:
@@ -161,13 +172,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def document(results: list[Result], ceilings: dict[str, float], folder: Path) -> dict[str, object]:
+def document(
+    earlier: list[dict[str, object]],
+    results: list[Result],
+    ceilings: dict[str, float],
+    folder: Path,
+) -> dict[str, object]:
     """Gives everything that was measured, every sample included, ready for JSON."""
     return {
         "schema": SCHEMA,
         "environment": environment(folder),
         "ceilings_bytes_per_second": ceilings,
-        "rows": [asdict(result) for result in results],
+        "rows": earlier + [asdict(result) for result in results],
     }
 
 
@@ -201,7 +217,9 @@ def _cell(result: Result, name: str) -> str:
     times += f"[{spread.lower_quartile * 1e3:.1f}..{spread.upper_quartile * 1e3:.1f}]"
     rate = f"\n{spread.gb_per_second:.2f} GB/s" if spread.gb_per_second else ""
     noise = f"\n{spread.noisy_samples} noisy" if spread.noisy_samples else ""
-    return times + rate + noise
+    calls = result.samples[name][0]["processes"][0].get("driver_calls")
+    asked = f"\n{calls:,} driver calls" if calls else ""
+    return times + rate + noise + asked
 
 
 def _verdict(result: Result) -> str:

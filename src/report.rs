@@ -26,6 +26,8 @@ pub(crate) struct Report {
     pub(crate) bytes: u64,
     /// Where the time went.
     pub(crate) seconds: Seconds,
+    /// Where the tensors are: `cpu` or `cuda:N`.
+    pub(crate) device: String,
     /// How bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, or several joined by `+`.
     pub(crate) reader: String,
     /// Why so.

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import safetensors_streaming
+import simulator
 import torch
 from oracle import Entry, write_checkpoint, write_raw, write_slow
+from process import busy, eventually
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
@@ -24,6 +26,26 @@ def _not_patched() -> Iterator[None]:
     left = safetensors_streaming.status().patched
     safetensors_streaming.unpatch()
     assert not left, "the test left safetensors patched"
+
+
+@pytest.fixture(autouse=True)
+def _in_order_and_freed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test on a GPU leaves memory or work; on the simulator, nothing was out of order."""
+    if request.node.get_closest_marker("cuda") is None:
+        yield
+        return
+    torch.cuda.init()
+    if simulator.DRIVER is not None:
+        simulator.reset()
+    before = torch.cuda.memory_allocated()
+    yield
+    assert eventually(lambda: not busy())
+    if simulator.DRIVER is not None:
+        simulator.fail("*", 0, 0)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+    if simulator.DRIVER is not None:
+        assert simulator.statistics()["violations"] == {"count": 0, "texts": []}
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-from typing import TYPE_CHECKING, cast
+import types
+from typing import TYPE_CHECKING
 
 import pytest
 import safetensors
 import safetensors.torch
 import safetensors_streaming
-import simulator
 import torch
+from gpu import ALLOCATORS, NEEDS_GPU, check
 from oracle import (
     DTYPES,
     STOCK,
@@ -25,7 +26,6 @@ from oracle import (
     bits,
     by_stock,
     evict,
-    outcome,
     write_raw,
 )
 from process import busy, eventually
@@ -38,47 +38,10 @@ from safetensors_streaming import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(), reason="no CUDA device; ci/sim runs these without one"
-    ),
-]
-
+pytestmark = NEEDS_GPU
 MIB = 1 << 20
-ALLOCATORS = ["torch", "driver"]
-SIMULATED = simulator.DRIVER is not None
-
-
-@pytest.fixture(autouse=True)
-def _in_order_and_freed() -> Iterator[None]:
-    """No test leaves memory or work behind; on the simulator, nothing was out of order."""
-    torch.cuda.init()
-    if SIMULATED:
-        simulator.reset()
-    before = torch.cuda.memory_allocated()
-    yield
-    assert eventually(lambda: not busy())
-    torch.cuda.synchronize()
-    assert torch.cuda.memory_allocated() == before
-    if SIMULATED:
-        simulator.fail("*", 0, 0)
-        assert simulator.statistics()["violations"] == {"count": 0, "texts": []}
-
-
-def check(loaded: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """The same names, types, shapes and bits; on the GPU, each in memory of its own."""
-    filled = [name for name, known in expected.items() if known.nbytes]  # stock sorts no others
-    assert [name for name in loaded if loaded[name].nbytes] == filled
-    assert loaded.keys() == expected.keys()
-    for name, known in expected.items():
-        tensor = loaded[name]
-        assert (tensor.dtype, tensor.shape) == (known.dtype, known.shape), name
-        assert tensor.device == torch.device("cuda", 0)
-        assert bits(tensor) == bits(known), name
 
 
 @pytest.fixture
@@ -165,6 +128,24 @@ def test_patched(every_type: Path) -> None:
         before = safetensors_streaming.status().served.get("load_file", 0)
         check(safetensors.torch.load_file(every_type, device="cuda"), expected)
         assert safetensors_streaming.status().served["load_file"] == before + 1
+
+
+def test_the_device_of_calls_that_name_none(every_type: Path) -> None:
+    """A direct call gets the device of patch(), a library's own call the CPU, as it expects."""
+    expected = STOCK.load_file(every_type)
+    library = types.ModuleType("transformers.made_up")
+    source = "import safetensors\ndef load(path): return safetensors.torch.load_file(path)"
+    exec(source, vars(library))  # noqa: S102 - a module of that name
+    with safetensors_streaming.patched(device="cuda"):
+        assert safetensors_streaming.status().device == "cuda:0"
+        check(safetensors.torch.load_file(every_type), expected)
+        with safetensors.safe_open(every_type, "pt") as handle:
+            check(handle.get_tensors(), expected)
+        assert safetensors.torch.load_file(every_type, "cpu")["F32.3"].device.type == "cpu"
+        assert library.load(every_type)["F32.3"].device.type == "cpu"
+        with safetensors.safe_open(every_type, "np") as handle:
+            assert handle.get_tensor("F32.3").shape == (3, 2)
+    assert safetensors_streaming.status().device == "cpu"
 
 
 # The handle.
@@ -296,107 +277,3 @@ def test_arrays_export_both_protocols(every_type: Path) -> None:
     survivor = torch.as_tensor(arrays["F32.700"], device="cuda")
     del arrays, array, viewed, taken
     assert bits(survivor) == bits(expected["F32.700"])
-
-
-# What it costs, by the simulated driver's counters.
-
-
-simulated = pytest.mark.skipif(not SIMULATED, reason="needs the counters of the simulated driver")
-
-
-@simulated
-@pytest.mark.parametrize("allocator", ALLOCATORS)
-def test_costs(large: Path, allocator: str) -> None:
-    release()
-    torch.cuda.empty_cache()
-    simulator.reset()
-    before = simulator.statistics()["devices"][0]["live_bytes"]
-    loaded = load_file(large, "cuda", allocator=allocator)
-    tensor_bytes = sum(tensor.nbytes for tensor in loaded.values())
-    counted = simulator.statistics()
-    assert counted["pageable"] == {"copies": 0, "bytes": 0}
-    assert counted["h2d"]["bytes"] == tensor_bytes
-    assert counted["pinned"]["peak_bytes"] <= 256 * MIB
-    assert counted["devices"][0]["peak_bytes"] - before <= tensor_bytes + 64 * MIB
-    del loaded
-
-
-@simulated
-def test_calls_to_the_driver(large: Path) -> None:
-    """At most four a chunk and four a tensor, in memory of ours, where torch makes none."""
-    load_file(large, "cuda", allocator="driver")
-    simulator.reset()
-    loaded = load_file(large, "cuda", allocator="driver")
-    chunks = -(-large.stat().st_size // (2 * MIB)) + 1
-    assert simulator.statistics()["calls_total"] <= 4 * chunks + 4 * len(loaded) + 30
-
-
-@simulated
-def test_small_tensors_share_a_copy_and_a_launch(tmp_path: Path) -> None:
-    entries = {f"t{i:04}": Entry("F16", [32]) for i in range(3000)}
-    path = write_raw(tmp_path / "small.safetensors", entries)
-    simulator.reset()
-    loaded = load_file(path, "cuda")
-    counted = simulator.statistics()
-    assert (counted["h2d"]["copies"], counted["kernels"]) == (1, {"scatter": 1})
-    assert len(loaded) == 3000
-
-
-@simulated
-@pytest.mark.parametrize("allocator", ALLOCATORS)
-def test_nothing_of_ours_is_left(large: Path, allocator: str) -> None:
-    torch.cuda.empty_cache()
-    before = simulator.statistics()
-    loaded = load_file(large, "cuda", allocator=allocator)
-    del loaded
-    torch.cuda.empty_cache()
-    release()
-    after = simulator.statistics()
-    for kind in ("streams", "events"):
-        assert after[kind] == before[kind]
-    assert after["devices"][0]["live_allocations"] == before["devices"][0]["live_allocations"]
-    assert after["pinned"]["live"] == 0
-
-
-@simulated
-@pytest.mark.parametrize("once", [True, False])
-def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
-    """Each failure is a typed error and leaks nothing, and the next load works.
-
-    A driver that fails from then on refuses to free as well; what it keeps is not ours to count.
-    """
-    sizes = [5, 70_000, 3, 9 * MIB, 1, 0, 66_000]
-    entries = {f"t{i}": Entry("U8", [size]) for i, size in enumerate(sizes)}
-    path = write_raw(tmp_path / "few.safetensors", entries)
-    expected = STOCK.load_file(path)
-    release()
-    load_file(path, "cuda", allocator="driver")
-    failed = survived = 0
-    for call in itertools.count(1):
-        release()
-        before = simulator.statistics()["devices"][0]["live_allocations"]
-        simulator.reset()
-        (simulator.fail if once else simulator.fail_from)("*", call, 2 if call % 2 else 1)
-        loaded: dict[str, torch.Tensor] = {}
-        told = outcome(lambda: load_file(path, "cuda", allocator="driver"))
-        if told.error is None:
-            survived += 1
-            loaded = cast("dict[str, torch.Tensor]", told.value)
-            del told
-        else:
-            failed += 1
-            assert issubclass(told.error, RuntimeError), told
-            assert "cuda:0" in told.words
-        calls = simulator.statistics()["calls_total"]
-        simulator.fail("*", 0, 0)
-        if loaded:
-            check(loaded, expected)
-        loaded.clear()
-        assert eventually(lambda: not busy())
-        left = simulator.statistics()["devices"][0]["live_allocations"] - before
-        assert left <= 1 or not once  # one where freeing was the call that failed
-        if calls < call:
-            break
-        check(load_file(path, "cuda", allocator="driver"), expected)
-    print(f"{failed} calls failed with a typed error, {survived} were survived")  # noqa: T201
-    assert failed > 20

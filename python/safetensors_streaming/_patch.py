@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from os import PathLike
 from threading import RLock
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import safetensors
@@ -19,20 +20,58 @@ from safetensors_streaming_children import AfterImport
 
 from safetensors_streaming import _load, _open, _upstream
 
-#: Set by `patch(children=True)`; the `.pth` file of the wheel reads it in child processes.
+#: Set by `patch(children=True)`; the `.pth` file of the wheel reads them in child processes.
 CHILDREN_VARIABLE = "SAFETENSORS_STREAMING_PATCH"
+DEVICE_VARIABLE = "SAFETENSORS_STREAMING_DEVICE"
+
+#: Libraries that place tensors themselves: a call of theirs without a device means the CPU.
+_PLACERS = frozenset(
+    {
+        "accelerate",
+        "diffusers",
+        "huggingface_hub",
+        "peft",
+        "safetensors",
+        "sentence_transformers",
+        "sglang",
+        "torch",
+        "transformers",
+        "vllm",
+    }
+)
 
 _TORCH_MODULE = "safetensors.torch"
 
 
+def _default_device(caller: FrameType) -> str:
+    """The device for a call that names none: `patch`'s, but for libraries that place tensors."""
+    library = str(caller.f_globals.get("__name__", "")).split(".", maxsplit=1)[0]
+    return "cpu" if library in _PLACERS else _patch.device
+
+
 class safe_open(_open.safe_open):  # noqa: N801 - upstream's name
-    """What upstream's `safe_open` becomes: told from ours by identity, the same in all else."""
+    """What upstream's `safe_open` becomes: told from ours by identity and by its default device."""
 
     __slots__ = ()
+
+    def __new__(  # noqa: PYI034 - or what upstream makes
+        cls,
+        filename: str | PathLike[str],
+        framework: str,
+        *device: object,
+        **keywords: Any,  # noqa: ANN401 - as safe_open
+    ) -> "safe_open":
+        """Open the file on the device that the call or `patch` names."""
+        if not device and "device" not in keywords and framework in _upstream.TORCH_NAMES:
+            keywords["device"] = _default_device(sys._getframe(1))  # noqa: SLF001 - no other way
+        opened: safe_open = super().__new__(cls, filename, framework, *device, **keywords)
+        return opened
 
 
 @wraps(_load.load_file)
 def _load_file(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as load_file
+    if len(args) < 2 and "device" not in keywords:  # noqa: PLR2004 - the device is the second
+        keywords["device"] = _default_device(sys._getframe(1))  # noqa: SLF001 - no other way
     return _load.load_file(*args, **keywords)
 
 
@@ -51,24 +90,27 @@ class Status:
 
     Attributes:
         patched: Whether `patch()` is in force.
+        device: Where calls that name no device put their tensors.
         modules: The names, as "module.attribute", that now lead here.
         served: Calls that were served here, by entry point.
         delegated: Calls that upstream served, by reason.
     """
 
     patched: bool
+    device: str
     modules: list[str]
     served: dict[str, int]
     delegated: dict[str, int]
 
     def __str__(self) -> str:
-        """Four lines for people."""
+        """Five lines for people."""
 
         def counts(calls: dict[str, int]) -> str:
             return ", ".join(f"{name} {count}" for name, count in calls.items()) or "none"
 
         return (
             f"patched: {'yes' if self.patched else 'no'}\n"
+            f"device of calls that name none: {self.device}\n"
             f"names that lead here: {', '.join(self.modules) or 'none'}\n"
             f"calls served: {counts(self.served)}\n"
             f"calls delegated to safetensors: {counts(self.delegated)}"
@@ -82,10 +124,12 @@ class _Patch:
         self.lock = RLock()
         self.replaced: list[tuple[object, object]] = []
         self.hook: AfterImport | None = None
+        self.device = "cpu"
 
-    def apply(self) -> None:
+    def apply(self, device: str) -> None:
         """Replace everywhere; names that come later are found by the modules' own imports."""
         with self.lock:
+            self.device = device
             if self.replaced:
                 return
             self._replace(safetensors.safe_open, safe_open)
@@ -98,6 +142,7 @@ class _Patch:
     def undo(self) -> None:
         """Put upstream's names back, also into modules that captured ours since."""
         with self.lock:
+            self.device = "cpu"
             self._remove_hook()
             while self.replaced:
                 original, replacement = self.replaced.pop()
@@ -163,39 +208,51 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def patch(*, children: bool = False) -> None:
+def patch(*, device: object = None, children: bool = False) -> None:
     """Make every user of `safetensors` in this process use this package. Idempotent.
 
-    Starts no thread, opens no file, touches no GPU and changes no placement of tensors.
+    Starts no thread, opens no file and touches no GPU.
 
     Args:
+        device: Where direct calls of `load_file` and `safe_open` that name no device put their
+            tensors, as in `load_file`. Calls of libraries that place tensors themselves
+            (transformers, diffusers, accelerate, ...) are not changed by it. None: the CPU, as
+            upstream.
         children: Also patch child processes, however they are started, by an environment variable
             that the installed `.pth` file reads.
     """
+    plain = _upstream.plain_device(device)
+    ordinal = _upstream.cuda_ordinal(plain)
+    place = str(plain) if ordinal is None else f"cuda:{ordinal}"
     if children:
         os.environ[CHILDREN_VARIABLE] = "1"
-    _patch.apply()
+        os.environ[DEVICE_VARIABLE] = place
+    _patch.apply(place)
 
 
 def unpatch() -> None:
     """Put upstream's names back exactly, and stop patching child processes. Idempotent."""
     os.environ.pop(CHILDREN_VARIABLE, None)
+    os.environ.pop(DEVICE_VARIABLE, None)
     _patch.undo()
 
 
 @contextmanager
-def patched() -> Iterator[None]:
+def patched(*, device: object = None) -> Iterator[None]:
     """`patch()` for the length of a with block; a patch that was in force before stays."""
-    was_patched = status().patched
-    patch()
+    before = status()
+    patch(device=device)
     try:
         yield
     finally:
-        if not was_patched:
+        if before.patched:
+            patch(device=before.device)
+        else:
             unpatch()
 
 
 def status() -> Status:
     """What is patched, and how many calls were served or delegated, and why."""
     served, delegated = _upstream.calls.snapshot()
-    return Status(bool(_patch.replaced), _patch.modules(), served, delegated)
+    modules = _patch.modules()
+    return Status(bool(_patch.replaced), _patch.device, modules, served, delegated)

@@ -64,6 +64,7 @@ pub(crate) fn run(
         tensors,
         bytes,
         seconds: Seconds { open: 0.0, plan: planned, load: total - planned, total },
+        device: device.name(),
         reader: reader.names(),
         reason: reader.reason(),
         cached_fraction: reader.cached_fraction(),

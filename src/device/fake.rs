@@ -67,4 +67,8 @@ impl Device for FakeDevice {
     fn threads(&self) -> usize {
         0
     }
+
+    fn name(&self) -> String {
+        "fake".to_owned()
+    }
 }

@@ -192,6 +192,10 @@ impl Device for HostDevice {
     fn threads(&self) -> usize {
         self.threads.len()
     }
+
+    fn name(&self) -> String {
+        "cpu".to_owned()
+    }
 }
 
 impl Drop for HostDevice {

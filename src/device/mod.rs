@@ -77,6 +77,9 @@ pub(crate) trait Device {
 
     /// Threads in use.
     fn threads(&self) -> usize;
+
+    /// What callers call it: `cpu` or `cuda:N`.
+    fn name(&self) -> String;
 }
 
 /// Makes the memory of tensors, each ahead of its bytes, on the thread that carries the load.

@@ -38,4 +38,8 @@ impl Device for NullDevice {
     fn threads(&self) -> usize {
         0
     }
+
+    fn name(&self) -> String {
+        "none".to_owned()
+    }
 }

@@ -142,6 +142,7 @@ fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {
         files: checkpoint.shards.len(),
         tensors: wanted.len(),
         bytes: wanted.iter().map(Wanted::bytes).sum(),
+        device: "cpu".to_owned(),
         reader: "mmap".to_owned(),
         reason: "cpu tensors are mapped from the file, nothing is copied".to_owned(),
         ..Report::default()

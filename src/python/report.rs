@@ -50,6 +50,12 @@ impl PyReport {
         Ok(seconds)
     }
 
+    /// Where the tensors are: `cpu` or `cuda:N`.
+    #[getter]
+    fn device(&self) -> &str {
+        &self.0.device
+    }
+
     /// How the bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, or several joined by `+`.
     #[getter]
     fn reader(&self) -> &str {

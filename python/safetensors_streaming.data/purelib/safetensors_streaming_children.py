@@ -4,6 +4,7 @@ It stands outside the package because the `.pth` file beside it runs at the star
 nothing is imported but this until somebody imports `safetensors`.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -71,4 +72,4 @@ def install() -> None:
 def _patch() -> None:
     from safetensors_streaming import patch  # noqa: PLC0415 - not before safetensors is wanted
 
-    patch()
+    patch(device=os.environ.get("SAFETENSORS_STREAMING_DEVICE"))

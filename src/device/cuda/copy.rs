@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use crate::config::{PIECES_MAX, SLOT_BYTES, SMALL_PIECE_BYTES};
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::kernels::PIECE_BYTES;
-use crate::device::cuda::memory::Slab;
+use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::{Event, Stream};
 use crate::device::{Buffer, Device, Placed, Placement, Slot, worker_panicked};
 use crate::error::{Error, Result};
@@ -36,6 +36,7 @@ pub(crate) struct CudaDevice {
     done: Receiver<Placed>,
     threads: Vec<JoinHandle<()>>,
     stream: Arc<Stream>,
+    ordinal: usize,
     in_flight: usize,
 }
 
@@ -78,7 +79,7 @@ impl CudaDevice {
             }
         })?;
         let (jobs, threads) = (Some(jobs), vec![issuing, waiting]);
-        Ok(Self { jobs, done, threads, stream, in_flight: 0 })
+        Ok(Self { jobs, done, threads, stream, ordinal: gpu.ordinal(), in_flight: 0 })
     }
 
     /// The stream of the copies, for memory that is allocated in its order.
@@ -113,6 +114,10 @@ impl Device for CudaDevice {
     fn threads(&self) -> usize {
         self.threads.len()
     }
+
+    fn name(&self) -> String {
+        format!("cuda:{}", self.ordinal)
+    }
 }
 
 impl Drop for CudaDevice {
@@ -131,7 +136,7 @@ struct Issuer {
     stream: Arc<Stream>,
     user: Option<Stream>,
     ready: Option<Event>,
-    staging: Option<Slab>,
+    staging: Option<Staging>,
     events: Receiver<Event>,
 }
 
@@ -146,8 +151,6 @@ impl Issuer {
                 break;
             }
         }
-        // The staging memory goes with the issuer, after the copies through it.
-        let _idle_or_lost = self.stream.synchronize();
     }
 
     /// Gives a job's copies to the driver.
@@ -198,9 +201,9 @@ impl Issuer {
     /// next job's copies stand behind the kernel in the stream, so the staging memory is free.
     fn scatter(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<()> {
         if self.staging.is_none() {
-            self.staging = Some(Slab::new(self.gpu, &self.stream, SLOT_BYTES)?);
+            self.staging = Some(Staging::new(&self.stream, SLOT_BYTES)?);
         }
-        let staging = self.staging.as_ref().map_or(0, Slab::address);
+        let staging = self.staging.as_ref().map_or(0, Staging::address);
         for run in runs(pieces) {
             self.copy(staging + run.0 as u64, slot, run.0, run.1 - run.0)?;
         }
@@ -214,8 +217,8 @@ impl Issuer {
         let lost = || Error::Internal("a table of pieces that the GPU cannot read".to_owned());
         let table = slot.table_address().ok_or_else(lost)?;
         let kernels = self.gpu.kernels().map_err(|text| Error::Internal(text.to_owned()))?;
-        // SAFETY: as for `copy`; table and staging memory live as long as slot and issuer, which
-        // synchronizes before it ends.
+        // SAFETY: as for `copy`; the table is part of the slot, and the staging memory is freed in the
+        // order of the stream, behind the kernel.
         unsafe { kernels.scatter(self.gpu, &self.stream, table, pieces.len()) }
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 30] = [
+const SYMBOLS: [&str; 31] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuDeviceGet",
@@ -30,6 +30,7 @@ const SYMBOLS: [&str; 30] = [
     "cuMemGetInfo_v2",
     "cuMemAllocAsync",
     "cuMemFree_v2",
+    "cuMemFreeAsync",
     "cuMemHostRegister_v2",
     "cuMemHostUnregister",
     "cuMemHostGetDevicePointer_v2",

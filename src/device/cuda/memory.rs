@@ -78,6 +78,31 @@ unsafe fn free(gpu: &Gpu, address: u64) {
     }
 }
 
+/// Memory that one stream alone uses, freed in its order: nobody else has to wait.
+#[derive(Debug)]
+pub(super) struct Staging {
+    stream: Arc<Stream>,
+    address: u64,
+}
+
+impl Staging {
+    pub(super) fn new(stream: &Arc<Stream>, bytes: usize) -> Result<Self> {
+        Ok(Self { stream: Arc::clone(stream), address: stream.allocate(bytes)? })
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // SAFETY: the address came from this stream's `allocate`, and only work on this stream,
+        // all of it before this call, uses the memory.
+        let _freed = unsafe { sys::cuMemFreeAsync(self.address, self.stream.raw()) };
+    }
+}
+
 /// Where a target lies: which slab, and how far in it.
 #[derive(Clone, Copy, Debug)]
 struct Share {

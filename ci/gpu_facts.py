@@ -1,0 +1,130 @@
+"""Prints the facts of a GPU host that decide how weights are best loaded there, as JSON lines."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MIB = 1 << 20
+DEVICE = "cuda:0"
+#: Numbers of CUdevice_attribute.
+ATTRIBUTES = {
+    "async_engine_count": 40,
+    "integrated": 18,
+    "host_register_supported": 99,
+    "read_only_host_register_supported": 113,
+    "pageable_memory_access": 88,
+    "host_numa_id": 134,
+}
+
+
+def tell(fact: str, value: object) -> None:
+    """Prints one fact."""
+    print(json.dumps({"fact": fact, "value": value}), flush=True)
+
+
+def driver_facts(driver: ctypes.CDLL) -> None:
+    """Version and attributes, as the driver tells them."""
+    number = ctypes.c_int()
+    driver.cuInit(0)
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    tell("driver_version", number.value)
+    for name, attribute in ATTRIBUTES.items():
+        code = driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, 0)
+        tell(name, number.value if code == 0 else f"error {code}")
+
+
+def host_facts() -> None:
+    """Processors, memory, limits, file systems."""
+    tell("kernel", platform.release())
+    tell("processors", len(os.sched_getaffinity(0)))
+    tell("memory_bytes", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for name in ("io_uring_disabled", "overcommit_memory"):
+        for folder in ("kernel", "vm"):
+            path = Path("/proc/sys") / folder / name
+            if path.is_file():
+                tell(name, path.read_text().strip())
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    tell("transparent_huge_pages", path.read_text().strip() if path.is_file() else None)
+    cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    tell("last_level_cache", cache.read_text().strip() if cache.is_file() else None)
+    tell("gpu", torch.cuda.get_device_name(0))
+    tell("torch", torch.__version__)
+
+
+def rate(copies: int, size: int, stream: torch.cuda.Stream) -> float:
+    """GB/s of so many pinned copies of a size."""
+    source = torch.empty(size, dtype=torch.uint8).pin_memory()
+    target = torch.empty(size, dtype=torch.uint8, device=DEVICE)
+    with torch.cuda.stream(stream):
+        target.copy_(source, non_blocking=True)
+        stream.synchronize()
+        began = time.perf_counter()
+        for _ in range(copies):
+            target.copy_(source, non_blocking=True)
+        stream.synchronize()
+    return copies * size / (time.perf_counter() - began) / 1e9
+
+
+def call_costs(driver: ctypes.CDLL, stream: torch.cuda.Stream) -> None:
+    """Microseconds to give the driver a small copy, and until it is done."""
+    source = torch.empty(MIB, dtype=torch.uint8).pin_memory()
+    target = torch.empty(MIB, dtype=torch.uint8, device=DEVICE)
+    addresses = ctypes.c_uint64(target.data_ptr()), ctypes.c_void_p(source.data_ptr())
+    handle = ctypes.c_void_p(stream.cuda_stream)
+    for size in (512, 4096, 32_768, 65_536, 131_072, MIB):
+        stream.synchronize()
+        began, count = time.perf_counter(), 2000
+        for _ in range(count):
+            driver.cuMemcpyHtoDAsync_v2(*addresses, ctypes.c_size_t(size), handle)
+        given = time.perf_counter() - began
+        stream.synchronize()
+        whole = time.perf_counter() - began
+        tell(f"copy_us_{size}", {"call": given / count * 1e6, "done": whole / count * 1e6})
+
+
+def pinning(driver: ctypes.CDLL) -> None:
+    """GB/s at which the driver pins 256 MiB: plain and huge pages, touched or not."""
+    size = 256 * MIB
+    for huge in (False, True):
+        for touched in (False, True):
+            with mmap.mmap(-1, size) as area:
+                if huge:
+                    area.madvise(mmap.MADV_HUGEPAGE)
+                view = (ctypes.c_char * size).from_buffer(area)
+                address = ctypes.c_void_p(ctypes.addressof(view))
+                if touched:
+                    ctypes.memset(address, 1, size)
+                began = time.perf_counter()
+                code = driver.cuMemHostRegister_v2(address, ctypes.c_size_t(size), 0)
+                pinned = size / (time.perf_counter() - began) / 1e9
+                if code == 0:
+                    driver.cuMemHostUnregister(address)
+                del view
+            tell(f"pin_huge_{huge}_touched_{touched}", pinned if code == 0 else f"error {code}")
+
+
+def main() -> None:
+    """Prints everything."""
+    driver: Any = ctypes.CDLL("libcuda.so.1")
+    torch.empty(1, device=DEVICE)
+    host_facts()
+    driver_facts(driver)
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    for mebibytes in (1, 2, 4, 8, 16, 64):
+        copies = max(8, 2048 // mebibytes)
+        tell(f"link_{mebibytes}_mib_gb_per_second", rate(copies, mebibytes * MIB, stream))
+    call_costs(driver, stream)
+    pinning(driver)
+
+
+if __name__ == "__main__":
+    main()

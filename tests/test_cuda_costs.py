@@ -1,0 +1,113 @@
+"""What a load to a GPU costs and leaves, by the simulated driver's counters, and its failures."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import simulator
+import torch
+from gpu import ALLOCATORS, NEEDS_SIMULATOR, check
+from oracle import STOCK, Entry, outcome, write_raw
+from process import busy, eventually
+from safetensors_streaming import load_file, release
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = NEEDS_SIMULATOR
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_costs(large: Path, allocator: str) -> None:
+    release()
+    torch.cuda.empty_cache()
+    simulator.reset()
+    before = simulator.statistics()["devices"][0]["live_bytes"]
+    loaded = load_file(large, "cuda", allocator=allocator)
+    tensor_bytes = sum(tensor.nbytes for tensor in loaded.values())
+    counted = simulator.statistics()
+    assert counted["pageable"] == {"copies": 0, "bytes": 0}
+    assert counted["h2d"]["bytes"] == tensor_bytes
+    assert counted["pinned"]["peak_bytes"] <= 256 * MIB
+    assert counted["devices"][0]["peak_bytes"] - before <= tensor_bytes + 64 * MIB
+    del loaded
+
+
+def test_calls_to_the_driver(large: Path) -> None:
+    """At most four a chunk and four a tensor, in memory of ours, where torch makes none."""
+    load_file(large, "cuda", allocator="driver")
+    simulator.reset()
+    loaded = load_file(large, "cuda", allocator="driver")
+    chunks = -(-large.stat().st_size // (2 * MIB)) + 1
+    assert simulator.statistics()["calls_total"] <= 4 * chunks + 4 * len(loaded) + 30
+
+
+def test_small_tensors_share_a_copy_and_a_launch(tmp_path: Path) -> None:
+    entries = {f"t{i:04}": Entry("F16", [32]) for i in range(3000)}
+    path = write_raw(tmp_path / "small.safetensors", entries)
+    simulator.reset()
+    loaded = load_file(path, "cuda")
+    counted = simulator.statistics()
+    assert (counted["h2d"]["copies"], counted["kernels"]) == (1, {"scatter": 1})
+    assert len(loaded) == 3000
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_nothing_of_ours_is_left(large: Path, allocator: str) -> None:
+    torch.cuda.empty_cache()
+    before = simulator.statistics()
+    loaded = load_file(large, "cuda", allocator=allocator)
+    del loaded
+    torch.cuda.empty_cache()
+    release()
+    after = simulator.statistics()
+    for kind in ("streams", "events"):
+        assert after[kind] == before[kind]
+    assert after["devices"][0]["live_allocations"] == before["devices"][0]["live_allocations"]
+    assert after["pinned"]["live"] == 0
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
+    """Each failure is a typed error and leaks nothing, and the next load works.
+
+    A driver that fails from then on refuses to free as well; what it keeps is not ours to count.
+    """
+    sizes = [5, 70_000, 3, 9 * MIB, 1, 0, 66_000]
+    entries = {f"t{i}": Entry("U8", [size]) for i, size in enumerate(sizes)}
+    path = write_raw(tmp_path / "few.safetensors", entries)
+    expected = STOCK.load_file(path)
+    release()
+    load_file(path, "cuda", allocator="driver")
+    failed = survived = 0
+    for call in itertools.count(1):
+        release()
+        before = simulator.statistics()["devices"][0]["live_allocations"]
+        simulator.reset()
+        (simulator.fail if once else simulator.fail_from)("*", call, 2 if call % 2 else 1)
+        loaded: dict[str, torch.Tensor] = {}
+        told = outcome(lambda: load_file(path, "cuda", allocator="driver"))
+        if told.error is None:
+            survived += 1
+            loaded = cast("dict[str, torch.Tensor]", told.value)
+            del told
+        else:
+            failed += 1
+            assert issubclass(told.error, RuntimeError), told
+            assert "cuda:0" in told.words
+        calls = simulator.statistics()["calls_total"]
+        simulator.fail("*", 0, 0)
+        if loaded:
+            check(loaded, expected)
+        loaded.clear()
+        assert eventually(lambda: not busy())
+        left = simulator.statistics()["devices"][0]["live_allocations"] - before
+        assert left <= 1 or not once  # one where freeing was the call that failed
+        if calls < call:
+            break
+        check(load_file(path, "cuda", allocator="driver"), expected)
+    print(f"{failed} calls failed with a typed error, {survived} were survived")  # noqa: T201
+    assert failed > 20
