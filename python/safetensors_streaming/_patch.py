@@ -64,8 +64,8 @@ class safe_open(_open.safe_open):  # noqa: N801 - upstream's name
         """Open the file on the device that the call or `patch` names."""
         if not device and "device" not in keywords and framework in _upstream.TORCH_NAMES:
             keywords["device"] = _default_device(sys._getframe(1))  # noqa: SLF001 - no other way
-        opened: safe_open = super().__new__(cls, filename, framework, *device, **keywords)
-        return opened
+        opened: Any = super().__new__(cls, filename, framework, *device, **keywords)
+        return opened  # type: ignore[no-any-return]
 
 
 @wraps(_load.load_file)
