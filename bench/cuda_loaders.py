@@ -97,6 +97,7 @@ class FastSafetensors(Cuda):
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads all files; what backs the tensors is kept, as its users must."""
+        self.kept.clear()
         loader = self._loader(None, DEVICE, nogds=True)
         loader.add_filenames({0: [str(path) for path in paths]})
         buffer = loader.copy_files_to_device()

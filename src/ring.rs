@@ -28,6 +28,11 @@ pub(crate) struct Lease<'ring> {
     free: Vec<Slot>,
     /// Slots of this lease, those that are still being made included.
     lent: usize,
+    /// Slots that were there so far.
+    received: usize,
+    /// Slots that could not be pinned and are not used any more; unmapped only when the reader, which
+    /// may know them by their address, is gone.
+    parked: Vec<Slot>,
     making: Option<Making>,
 }
 
@@ -87,17 +92,22 @@ impl Ring {
             free.push(Slot::new(self.slot_bytes)?);
             self.made.fetch_add(1, Ordering::Relaxed);
         }
-        let mut lease = Lease { ring: self, lent: free.len(), free, making: None };
-        let room = self.slots_max.saturating_sub(self.made.load(Ordering::Relaxed));
-        let more = room.min(wanted - lease.lent);
-        if more > 0
-            && let Ok(making) = Making::begin(more, self.slot_bytes)
-        {
-            self.made.fetch_add(more, Ordering::Relaxed);
-            lease.lent += more;
-            lease.making = Some(making);
+        let (lent, parked) = (free.len(), Vec::new());
+        let mut lease = Lease { ring: self, free, lent, received: lent, parked, making: None };
+        let more = self.reserve(wanted - lent);
+        if more > 0 {
+            lease.lent += more; // what a thread does not make is given up with the lease
+            lease.making = Making::begin(more, self.slot_bytes).ok();
         }
         Ok(lease)
+    }
+
+    /// Room for new slots: as many as are wanted, as far as the limit allows.
+    fn reserve(&self, wanted: usize) -> usize {
+        let room = |made: usize| wanted.min(self.slots_max.saturating_sub(made));
+        let grown = |made: usize| Some(made + room(made));
+        let before = self.made.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grown);
+        room(before.unwrap_or_else(|made| made))
     }
 
     /// Gives idle slots back to the system; tells how many bytes.
@@ -131,15 +141,20 @@ impl Ring {
 impl Lease<'_> {
     /// A free slot, if there is one by now.
     pub(crate) fn take(&mut self) -> Option<Slot> {
-        self.free.pop().or_else(|| self.making.as_ref()?.slots.try_recv().ok())
+        if let Some(slot) = self.free.pop() {
+            return Some(slot);
+        }
+        let made = self.making.as_ref()?.slots.try_recv().ok()?;
+        self.received += 1;
+        Some(made)
     }
 
     /// A slot that was taken comes back. Of slots that could not be pinned only a pair is kept: what
     /// the driver refuses is short.
     pub(crate) fn put(&mut self, slot: Slot) {
-        if slot.pinned().is_refused() && self.lent > UNPINNED_SLOTS_MAX {
-            self.lent -= 1;
-            self.ring.made.fetch_sub(1, Ordering::Relaxed);
+        let in_use = self.received - self.parked.len();
+        if slot.pinned().is_refused() && in_use > UNPINNED_SLOTS_MAX {
+            self.parked.push(slot);
         } else {
             self.free.push(slot);
         }
@@ -169,6 +184,7 @@ impl Drop for Lease<'_> {
             let _ended = making.thread.join();
             self.free.extend(making.slots.try_iter());
         }
+        self.free.append(&mut self.parked);
         let lost = self.lent - self.free.len();
         self.ring.made.fetch_sub(lost, Ordering::Relaxed);
         self.free.drain(..).for_each(|slot| self.ring.give_back(slot));

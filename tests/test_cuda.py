@@ -17,7 +17,7 @@ import safetensors
 import safetensors.torch
 import safetensors_streaming
 import torch
-from gpu import ALLOCATORS, NEEDS_GPU, check
+from gpu import ALLOCATORS, NEEDS_GPU, SIMULATED, check
 from oracle import (
     DTYPES,
     STOCK,
@@ -27,8 +27,9 @@ from oracle import (
     by_stock,
     evict,
     write_raw,
+    write_sparse,
 )
-from process import busy, eventually
+from process import busy, eventually, run_python
 from safetensors_streaming import (
     load_checkpoint,
     load_file,
@@ -120,6 +121,46 @@ def test_a_stream_closed_early(large: Path) -> None:
     flow.close()
     assert eventually(lambda: not busy())
     assert bits(tensor) == bits(STOCK.load_file(large)[name])
+
+
+def test_a_stream_that_nobody_took_anything_from(large: Path) -> None:
+    """Its thread wants the interpreter while the one that drops it has it."""
+    for _ in range(5):
+        flow = stream(large, "cuda")
+        del flow
+    assert eventually(lambda: not busy())
+
+
+@pytest.mark.skipif(not SIMULATED, reason="needs a small GPU; ci/sim makes one")
+def test_a_stream_longer_than_the_gpu(tmp_path: Path) -> None:
+    """Tensors that are dropped as they come need no room for all of them."""
+    script = """
+        import sys, torch
+        from safetensors_streaming import load_file, stream
+        for allocator in ("torch", "driver"):
+            total = sum(t.nbytes for _, t in stream(sys.argv[1], "cuda", allocator=allocator))
+            assert total == 24 << 26, total
+            try:
+                load_file(sys.argv[1], "cuda", allocator=allocator)
+            except torch.OutOfMemoryError as error:
+                assert "1610612736" in str(error), error
+            else:
+                sys.exit("there was no room, and yet it was loaded")
+    """
+    path = write_sparse(tmp_path / "long.safetensors", 24, 1 << 26)
+    run_python(script, path, env={"SIMCUDA_MEM": str(1 << 30), "SIMCUDA_POISON": "0"})
+
+
+def test_an_open_stream_at_the_end(large: Path) -> None:
+    run_python(
+        """
+        import sys
+        from safetensors_streaming import stream
+        flow = stream(sys.argv[1], "cuda")
+        next(flow)
+        """,
+        large,
+    )
 
 
 def test_patched(every_type: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 import simulator
 import torch
 from gpu import ALLOCATORS, NEEDS_SIMULATOR, check
-from oracle import STOCK, Entry, outcome, write_raw
+from oracle import STOCK, Entry, evict, outcome, write_raw
 from process import busy, eventually
-from safetensors_streaming import load_file, release
+from safetensors_streaming import load_checkpoint, load_file, release
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
     expected = STOCK.load_file(path)
     release()
     load_file(path, "cuda", allocator="driver")
-    failed = survived = 0
+    failed = survived = leaked = 0
     for call in itertools.count(1):
         release()
         before = simulator.statistics()["devices"][0]["live_allocations"]
@@ -105,9 +105,38 @@ def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
         loaded.clear()
         assert eventually(lambda: not busy())
         left = simulator.statistics()["devices"][0]["live_allocations"] - before
-        assert left <= 1 or not once  # one where freeing was the call that failed
+        leaked += max(left, 0)
         if calls < call:
             break
         check(load_file(path, "cuda", allocator="driver"), expected)
     print(f"{failed} calls failed with a typed error, {survived} were survived")  # noqa: T201
     assert failed > 20
+    assert leaked <= 3 or not once  # where one of the few calls that free was the one to fail
+
+
+@pytest.mark.parametrize("cache", ["keep", "bypass"])
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_memory_that_cannot_be_pinned(large: Path, allocator: str, cache: str) -> None:
+    """Slower, by the driver's own staging, and right; the next load pins again."""
+    expected = STOCK.load_file(large)
+    release()
+    evict(large)
+    before = simulator.statistics()["pinned"]["live"]
+    simulator.fail_from("cuMemHostRegister_v2", 1, 2)
+    check(load_checkpoint(large, "cuda", cache=cache, allocator=allocator), expected)
+    assert simulator.statistics()["pinned"]["live"] == before
+    assert simulator.statistics()["pageable"]["copies"] > 0
+    simulator.fail("*", 0, 0)
+    simulator.reset()
+    loaded = load_checkpoint(large, "cuda", cache=cache, allocator=allocator)
+    assert simulator.statistics()["pageable"]["copies"] == 0
+    check(loaded, expected)
+
+
+def test_no_room_for_staging(tmp_path: Path) -> None:
+    """Every small tensor then has a copy of its own."""
+    entries = {f"t{i}": Entry("U8", [100 + i]) for i in range(50)}
+    path = write_raw(tmp_path / "small.safetensors", entries)
+    simulator.fail_from("cuMemAllocAsync", 1, 2)
+    check(load_file(path, "cuda"), STOCK.load_file(path))
+    assert simulator.statistics()["h2d"]["copies"] == len(entries)

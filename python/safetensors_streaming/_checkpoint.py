@@ -1,11 +1,13 @@
 """All shards of a checkpoint in one plan: `load_checkpoint` and `stream`."""
 
+import atexit
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakSet
 
 from safetensors_streaming import _native
 from safetensors_streaming._upstream import BACKENDS, calls, cuda_ordinal, plain_device
@@ -98,7 +100,19 @@ def stream(  # noqa: PLR0913 - independent keywords
     calls.serve("stream")
     if backend == "mmap" and gpu is None:
         return iter(_native.load_checkpoint(paths, backend, cache, filter, None).items())
-    return _closing(_native.Stream(paths, cache, filter, gpu, allocator))
+    native = _native.Stream(paths, cache, filter, gpu, allocator)
+    _running.add(native)
+    return _closing(native)
+
+
+#: Streams that read: none may still want the interpreter when it ends.
+_running: "WeakSet[_native.Stream]" = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for native in list(_running):
+        native.close()
 
 
 def _closing(native: _native.Stream) -> Iterator[tuple[str, "torch.Tensor"]]:

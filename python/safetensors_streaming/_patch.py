@@ -126,10 +126,10 @@ class _Patch:
         self.hook: AfterImport | None = None
         self.device = "cpu"
 
-    def apply(self, device: str) -> None:
+    def apply(self, device: str | None) -> None:
         """Replace everywhere; names that come later are found by the modules' own imports."""
         with self.lock:
-            self.device = device
+            self.device = device or self.device
             if self.replaced:
                 return
             self._replace(safetensors.safe_open, safe_open)
@@ -216,18 +216,19 @@ def patch(*, device: object = None, children: bool = False) -> None:
     Args:
         device: Where direct calls of `load_file` and `safe_open` that name no device put their
             tensors, as in `load_file`. Calls of libraries that place tensors themselves
-            (transformers, diffusers, accelerate, ...) are not changed by it. None: the CPU, as
-            upstream.
+            (transformers, diffusers, accelerate, ...) are not changed by it. None leaves it as it
+            is: the CPU, as upstream, unless an earlier `patch` named another.
         children: Also patch child processes, however they are started, by an environment variable
             that the installed `.pth` file reads.
     """
     plain = _upstream.plain_device(device)
     ordinal = _upstream.cuda_ordinal(plain)
-    place = str(plain) if ordinal is None else f"cuda:{ordinal}"
+    named = str(plain) if ordinal is None else f"cuda:{ordinal}"
+    _patch.apply(None if device is None else named)
     if children:
         os.environ[CHILDREN_VARIABLE] = "1"
-        os.environ[DEVICE_VARIABLE] = place
-    _patch.apply(place)
+    if CHILDREN_VARIABLE in os.environ:
+        os.environ[DEVICE_VARIABLE] = _patch.device
 
 
 def unpatch() -> None:

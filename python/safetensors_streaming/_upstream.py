@@ -14,7 +14,8 @@ safe_open: Any = safetensors.safe_open
 #: Framework names that upstream takes for torch.
 TORCH_NAMES = frozenset({"pt", "torch", "pytorch"})
 
-_CUDA = re.compile(r"cuda(?::(\d+))?", re.ASCII)
+_CUDA = re.compile(r"cuda(?::(\d{1,4}))?", re.ASCII)
+_ORDINAL_MAX = 9999
 
 BACKENDS = frozenset({"mmap", "pread"})
 
@@ -63,7 +64,7 @@ def plain_device(device: object) -> object:
 def cuda_ordinal(device: object) -> int | None:
     """The number of the GPU that a device names, as upstream counts ("cuda" is 0), or None."""
     if isinstance(device, int):
-        return int(device) if device >= 0 else None
+        return int(device) if 0 <= device <= _ORDINAL_MAX else None
     named = _CUDA.fullmatch(device) if isinstance(device, str) else None
     return int(named[1] or 0) if named else None
 

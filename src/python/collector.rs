@@ -66,3 +66,29 @@ impl Caller for Collector {
         Ok(())
     }
 }
+
+/// Python's garbage collector, paused while many tensors are made: their number would make it walk
+/// the whole heap (90 ms after `import torch`), and none of them can be garbage yet.
+pub(crate) struct CollectorPause<'py> {
+    enable: Option<Bound<'py, PyAny>>,
+}
+
+impl<'py> CollectorPause<'py> {
+    /// Pauses it, if it runs.
+    pub(crate) fn begin(py: Python<'py>) -> PyResult<Self> {
+        let module = py.import("gc")?;
+        if !module.call_method0("isenabled")?.is_truthy()? {
+            return Ok(Self { enable: None });
+        }
+        let enable = Some(module.getattr("enable")?);
+        module.call_method0("disable")?;
+        Ok(Self { enable })
+    }
+}
+
+impl Drop for CollectorPause<'_> {
+    fn drop(&mut self) {
+        // `gc.enable` takes nothing and cannot fail.
+        let _enabled = self.enable.as_ref().map(PyAnyMethods::call0);
+    }
+}

@@ -75,6 +75,7 @@ impl TorchAllocator {
         let user = torch.getattr("cuda")?.call_method1("current_stream", (ordinal,))?;
         let user_handle = user.getattr("cuda_stream")?.extract()?;
         let gpu = Gpu::open(ordinal)?;
+        Stream::of_torch(gpu, user_handle).check_not_capturing()?;
         let device = torch.getattr("device").and_then(|class| class.call1(("cuda", ordinal)))?;
         let mut keywords = HashMap::new();
         for form in forms {
@@ -85,12 +86,43 @@ impl TorchAllocator {
                 place.insert(dict.unbind());
             }
         }
-        let sizes: Vec<u64> = forms.iter().map(Form::bytes).collect();
-        make_room(torch, gpu, &sizes)?;
         let empty = torch.getattr("empty")?.unbind();
         let made = Arc::new(Mutex::new(forms.iter().map(|_| None).collect()));
         let (user, forms) = (user.unbind(), forms.to_vec());
         Ok(Self { gpu, user, user_handle, empty, keywords, forms, made })
+    }
+
+    /// Refuses a load for which the GPU has no room, before anything is read. Otherwise has torch
+    /// allocate one block for all large tensors and put it into its cache, from where each gets its
+    /// part without another call to the driver.
+    pub(crate) fn make_room(&self, py: Python<'_>) -> Result<()> {
+        let rounded = |bytes: u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
+        let sizes = || self.forms.iter().map(Form::bytes);
+        let wanted: u64 = sizes().map(rounded).sum();
+        let large: u64 = sizes().filter(|&bytes| bytes > TORCH_SMALL_BYTES_MAX).map(rounded).sum();
+        if wanted < RESERVATION_BYTES_MIN {
+            return Ok(());
+        }
+        let torch = torch_module(py)?;
+        let cuda = torch.getattr("cuda")?;
+        let count = |name: &str| cuda.call_method1(name, (self.gpu.ordinal(),))?.extract::<u64>();
+        let (Ok(reserved), Ok(allocated)) = (count("memory_reserved"), count("memory_allocated"))
+        else {
+            return Ok(()); // an allocator of somebody else's in torch, which does not count
+        };
+        let cached = reserved.saturating_sub(allocated);
+        self.gpu.check_room(wanted, cached)?;
+        if large > cached {
+            let keywords = PyDict::new(py);
+            keywords.set_item("dtype", torch.getattr("uint8")?)?;
+            keywords.set_item("device", format!("cuda:{}", self.gpu.ordinal()))?;
+            let block = self.empty.bind(py).call((large,), Some(&keywords));
+            if block.is_err() {
+                // In pieces it may fit yet, once what lies idle in torch's cache is given back.
+                cuda.call_method0("empty_cache")?;
+            }
+        }
+        Ok(())
     }
 
     /// The GPU.
@@ -129,6 +161,9 @@ impl Allocator for TorchAllocator {
         Python::attach(|py| {
             let tensor = self.make(py, target)?;
             let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<u64>()?;
+            if address == 0 && bytes > 0 {
+                return Err(Error::Internal("torch made a tensor without memory".to_owned()));
+            }
             let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
             made[target] = Some(tensor.unbind());
             Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu, address, bytes)))
@@ -148,38 +183,12 @@ pub(crate) fn take<'py>(
     Ok(tensor.ok_or_else(lost)?.into_bound(py))
 }
 
-/// Refuses a load for which the GPU has no room, before anything is read. Otherwise has torch
-/// allocate one block for all large tensors and put it into its cache, from where each gets its
-/// part without another call to the driver.
-fn make_room(torch: &Bound<'_, PyModule>, gpu: &'static Gpu, sizes: &[u64]) -> Result<()> {
-    let rounded = |bytes: &u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
-    let wanted: u64 = sizes.iter().map(rounded).sum();
-    let is_large = |bytes: &&u64| **bytes > TORCH_SMALL_BYTES_MAX;
-    let large: u64 = sizes.iter().filter(is_large).map(rounded).sum();
-    if wanted < RESERVATION_BYTES_MIN {
-        return Ok(());
-    }
-    let cuda = torch.getattr("cuda")?;
-    let count = |name: &str| cuda.call_method1(name, (gpu.ordinal(),))?.extract::<u64>();
-    let cached = count("memory_reserved")?.saturating_sub(count("memory_allocated")?);
-    gpu.check_room(wanted, cached)?;
-    if large > cached {
-        let keywords = PyDict::new(torch.py());
-        keywords.set_item("dtype", torch.getattr("uint8")?)?;
-        keywords.set_item("device", format!("cuda:{}", gpu.ordinal()))?;
-        let block = torch.getattr("empty")?.call((large,), Some(&keywords));
-        if block.is_err() {
-            // In pieces it may fit yet, once what lies idle in torch's cache is given back.
-            cuda.call_method0("empty_cache")?;
-        }
-    }
-    Ok(())
-}
-
 /// The error that torch's users catch when a GPU's memory runs out.
 pub(crate) fn out_of_memory(text: String) -> PyErr {
     Python::attach(|py| {
-        let class = torch_module(py).and_then(|torch| torch.getattr("OutOfMemoryError"));
+        let modules = py.import("sys").and_then(|sys| sys.getattr("modules"));
+        let torch = modules.and_then(|modules| modules.get_item("torch"));
+        let class = torch.and_then(|torch| torch.getattr("OutOfMemoryError"));
         match class.and_then(|class| class.call1((&text,))) {
             Ok(error) => PyErr::from_value(error),
             Err(_no_torch) => PyRuntimeError::new_err(text),

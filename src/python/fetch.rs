@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::{Options, run};
-use crate::config::SLOT_BYTES;
+use crate::config::{DEVICE_ALIGNMENT_BYTES, SLOT_BYTES};
 use crate::device::cuda::copy::CudaDevice;
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::memory::SlabAllocator;
@@ -15,7 +15,7 @@ use crate::device::{Buffer, Destination};
 use crate::error::{Error, Result};
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
-use crate::python::collector::Collector;
+use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::{Goal, Made, Memory, TorchAllocator, take};
 use crate::python::tensor::to_torch;
 use crate::report::Report;
@@ -53,8 +53,22 @@ pub(crate) enum Ready {
 }
 
 impl Ready {
-    /// Looks for the GPU, and for room on it.
+    /// For tensors that will all be there at once: looks for the GPU, and for room on it.
     pub(crate) fn new(py: Python<'_>, goal: Goal, forms: &[Form]) -> Result<Self> {
+        let ready = Self::piecemeal(py, goal, forms)?;
+        match &ready {
+            Self::Host => {}
+            Self::Slabs(ordinal) => {
+                let rounded = |form: &Form| form.bytes().next_multiple_of(DEVICE_ALIGNMENT_BYTES);
+                Gpu::open(*ordinal)?.check_room(forms.iter().map(rounded).sum(), 0)?;
+            }
+            Self::Torch(allocator) => allocator.make_room(py)?,
+        }
+        Ok(ready)
+    }
+
+    /// For tensors that are taken as they come, and may be gone before the last one is there.
+    pub(crate) fn piecemeal(py: Python<'_>, goal: Goal, forms: &[Form]) -> Result<Self> {
         Ok(match goal {
             Goal::Host => Self::Host,
             Goal::Cuda(ordinal, Memory::Driver) => Self::Slabs(ordinal),
@@ -100,7 +114,6 @@ impl Ready {
             Self::Slabs(ordinal) => {
                 let gpu = Gpu::open(*ordinal)?;
                 let sizes: Vec<u64> = wanted.iter().map(Wanted::bytes).collect();
-                gpu.check_room(sizes.iter().sum(), 0)?;
                 let mut device = CudaDevice::new(gpu, None)?;
                 let mut allocator = SlabAllocator::new(gpu, device.stream(), &sizes);
                 let to = Destination { device: &mut device, allocator: &mut allocator };
@@ -143,6 +156,7 @@ pub(crate) fn fetch<'py>(
     let made = ready.made();
     let report = py.detach(|| ready.run(sources, wanted, manner.options, &mut collector))?;
     let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
+    let _pause = CollectorPause::begin(py)?;
     let mut tensors = Vec::with_capacity(forms.len());
     for (target, (buffer, form)) in collector.take().into_iter().zip(forms).enumerate() {
         tensors.push(to_tensor(py, made.as_ref(), target, buffer.ok_or_else(gone)?, form)?);

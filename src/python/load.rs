@@ -14,7 +14,7 @@ use crate::device::Destination;
 use crate::device::null::{NullAllocator, NullDevice};
 use crate::error::Error;
 use crate::plan::Wanted;
-use crate::python::collector::Collector;
+use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::Goal;
 use crate::python::errors::Result;
 use crate::python::fetch::{Manner, Targets, fetch};
@@ -85,8 +85,8 @@ pub(crate) fn to_dict<'py>(
 ) -> PyResult<(Bound<'py, PyDict>, Report)> {
     let sources = sources_of(checkpoint);
     let targets = targets_of(checkpoint, places)?;
-    let _pause = CollectorPause::begin(py)?;
     let (tensors, report) = if sources.is_empty() {
+        let _pause = CollectorPause::begin(py)?;
         let report = mapped_report(checkpoint, &targets.wanted);
         let mut collector = Collector::new(&targets.wanted, progress);
         let tensor =
@@ -98,6 +98,7 @@ pub(crate) fn to_dict<'py>(
         fetch(py, &sources, targets, manner, progress)
             .map_err(|error| error.named(|target| checkpoint.name(places[target]).to_owned()))?
     };
+    let _pause = CollectorPause::begin(py)?;
     let dict = PyDict::new(py);
     for (&place, tensor) in places.iter().zip(tensors) {
         dict.set_item(checkpoint.name(place), tensor)?;
@@ -110,31 +111,6 @@ pub(crate) fn targets_of(checkpoint: &Checkpoint, places: &[Place]) -> Result<Ta
     let all: Result<Vec<_>> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
     let (wanted, forms) = all?.into_iter().unzip();
     Ok(Targets { wanted, forms })
-}
-
-/// Python's garbage collector, paused while many tensors are made: their number would make it walk
-/// the whole heap (90 ms after `import torch`), and none of them can be garbage yet.
-struct CollectorPause<'py> {
-    enable: Option<Bound<'py, PyAny>>,
-}
-
-impl<'py> CollectorPause<'py> {
-    fn begin(py: Python<'py>) -> PyResult<Self> {
-        let module = py.import("gc")?;
-        if !module.call_method0("isenabled")?.is_truthy()? {
-            return Ok(Self { enable: None });
-        }
-        let enable = Some(module.getattr("enable")?);
-        module.call_method0("disable")?;
-        Ok(Self { enable })
-    }
-}
-
-impl Drop for CollectorPause<'_> {
-    fn drop(&mut self) {
-        // `gc.enable` takes nothing and cannot fail.
-        let _enabled = self.enable.as_ref().map(PyAnyMethods::call0);
-    }
 }
 
 fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {

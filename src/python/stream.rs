@@ -100,7 +100,7 @@ struct Running {
 }
 
 /// An iterator over (name, tensor) in the order of arrival.
-#[pyclass(frozen, module = "safetensors_streaming._native")]
+#[pyclass(frozen, weakref, module = "safetensors_streaming._native")]
 pub(crate) struct Stream {
     running: Mutex<Option<Running>>,
     waiting: Arc<Waiting>,
@@ -129,7 +129,7 @@ impl Stream {
         let waiting = Arc::new(Waiting::default());
         let (events_in, events) = unbounded();
         let Targets { wanted, forms } = targets_of(&checkpoint, &places)?;
-        let mut ready = Ready::new(py, goal, &forms)?;
+        let mut ready = Ready::piecemeal(py, goal, &forms)?;
         let made = ready.made();
         let sizes = wanted.iter().map(Wanted::bytes).collect();
         let sources = sources_of(&checkpoint);
@@ -244,6 +244,10 @@ fn look_at_signals() -> PyResult<()> {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.stop();
+        // The thread may be waiting for the interpreter, which this one has.
+        let stopped = Python::try_attach(|py| py.detach(|| self.stop()));
+        if stopped.is_none() {
+            self.waiting.cancelled.store(true, Ordering::Relaxed);
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! the caller's thread never has another current device than before.
 #![expect(unsafe_code, reason = "copies run on after the call that begins them")]
 
+use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -44,9 +45,6 @@ impl CudaDevice {
     /// A stream and two threads. Copies wait for what `user` (a stream of torch's) was given before
     /// them: the memory that torch hands out may still be in use there.
     pub(crate) fn new(gpu: &'static Gpu, user: Option<Stream>) -> Result<Self> {
-        if let Some(user) = &user {
-            user.check_not_capturing()?;
-        }
         let stream = Arc::new(Stream::new(gpu)?);
         let (jobs, jobs_out) = unbounded();
         let (begun_in, begun) = unbounded();
@@ -54,11 +52,21 @@ impl CudaDevice {
         let (done_in, done) = unbounded();
         let copies = Arc::clone(&stream);
         let issuing = spawn("sst-cuda-copy", move || {
-            let issuer = Issuer { gpu, stream: copies, user, ready: None, staging: None, events };
+            let issuer = Issuer {
+                gpu,
+                stream: copies,
+                user,
+                ready: None,
+                staging: OnceCell::new(),
+                current: false,
+                events,
+            };
             issuer.run(&jobs_out, &begun_in);
         })?;
         let copies = Arc::clone(&stream);
         let waiting = spawn("sst-cuda-wait", move || {
+            // Where this fails, so does all that follows, and says so.
+            let _current = gpu.make_current();
             for Begun { job, event } in begun {
                 let result = event.and_then(|event| {
                     let seen = event.synchronize();
@@ -136,14 +144,14 @@ struct Issuer {
     stream: Arc<Stream>,
     user: Option<Stream>,
     ready: Option<Event>,
-    staging: Option<Staging>,
+    /// None where there was no room for it.
+    staging: OnceCell<Option<Staging>>,
+    current: bool,
     events: Receiver<Event>,
 }
 
 impl Issuer {
     fn run(mut self, jobs: &Receiver<Job>, begun_in: &Sender<Begun>) {
-        // Where this fails, so does all that follows, and says so.
-        let _current = self.gpu.make_current();
         for mut job in jobs {
             let begun = catch_unwind(AssertUnwindSafe(|| self.issue(&mut job)));
             let event = begun.unwrap_or_else(|_| Err(worker_panicked("copy")));
@@ -155,13 +163,18 @@ impl Issuer {
 
     /// Gives a job's copies to the driver.
     fn issue(&mut self, job: &mut Job) -> Result<Event> {
+        if !self.current {
+            self.gpu.make_current()?;
+            self.current = true;
+        }
         job.slot.pin(self.gpu);
         self.wait_for_user()?;
         let rides = |piece: &Placement| piece.bytes <= SMALL_PIECE_BYTES;
         let small = job.placements.iter().filter(|piece| rides(piece)).count();
         let together = (2..=PIECES_MAX).contains(&small)
             && job.slot.pinned().device_address().is_some()
-            && self.gpu.kernels().is_ok();
+            && self.gpu.kernels().is_ok()
+            && self.staging().is_some();
         for piece in job.placements.iter().filter(|piece| !(together && rides(piece))) {
             self.copy(target_of(piece)?, &job.slot, piece.slot_offset, piece.bytes)?;
         }
@@ -197,13 +210,18 @@ impl Issuer {
         unsafe { self.stream.copy(target, source) }
     }
 
+    /// The address of the staging memory, made when it is first wanted; none where there is no room:
+    /// then each piece has a copy of its own.
+    fn staging(&self) -> Option<u64> {
+        let made = self.staging.get_or_init(|| Staging::new(&self.stream, SLOT_BYTES).ok());
+        made.as_ref().map(Staging::address)
+    }
+
     /// Copies runs of small pieces to staging memory, from where one kernel places them all. The
     /// next job's copies stand behind the kernel in the stream, so the staging memory is free.
     fn scatter(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<()> {
-        if self.staging.is_none() {
-            self.staging = Some(Staging::new(&self.stream, SLOT_BYTES)?);
-        }
-        let staging = self.staging.as_ref().map_or(0, Staging::address);
+        let lost = || Error::Internal("staging memory that is not there".to_owned());
+        let staging = self.staging().ok_or_else(lost)?;
         for run in runs(pieces) {
             self.copy(staging + run.0 as u64, slot, run.0, run.1 - run.0)?;
         }

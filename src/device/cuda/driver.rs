@@ -15,9 +15,8 @@ use crate::error::{Error, Result};
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 31] = [
+const SYMBOLS: [&str; 30] = [
     "cuInit",
-    "cuDriverGetVersion",
     "cuDeviceGet",
     "cuDeviceGetCount",
     "cuDeviceGetAttribute",
@@ -25,7 +24,7 @@ const SYMBOLS: [&str; 31] = [
     "cuCtxPushCurrent_v2",
     "cuCtxPopCurrent_v2",
     "cuCtxSetCurrent",
-    "cuGetErrorName",
+    "cuCtxSynchronize",
     "cuGetErrorString",
     "cuMemGetInfo_v2",
     "cuMemAllocAsync",

@@ -73,6 +73,10 @@ impl Drop for Slab {
 /// Callers must guarantee that the address came from `Stream::allocate` and is freed once.
 unsafe fn free(gpu: &Gpu, address: u64) {
     if let Ok(_entered) = gpu.enter() {
+        // Of memory that was allocated in the order of a stream the driver takes for granted that
+        // nobody uses it any more, so the wait is ours.
+        // SAFETY: a context is current.
+        let _idle_or_lost = unsafe { sys::cuCtxSynchronize() };
         // SAFETY: by this function's contract. A context that is lost has freed it already.
         let _freed = unsafe { sys::cuMemFree_v2(address) };
     }
@@ -119,6 +123,8 @@ pub(crate) struct SlabAllocator {
     shares: Vec<Share>,
     slab_bytes: Vec<u64>,
     slabs: Vec<Option<Arc<Slab>>>,
+    /// Targets of each slab that have no memory yet.
+    waiting: Vec<usize>,
 }
 
 impl SlabAllocator {
@@ -126,23 +132,29 @@ impl SlabAllocator {
     pub(crate) fn new(gpu: &'static Gpu, stream: Arc<Stream>, target_bytes: &[u64]) -> Self {
         let (shares, slab_bytes) = share(target_bytes);
         let slabs = slab_bytes.iter().map(|_| None).collect();
-        Self { gpu, stream, shares, slab_bytes, slabs }
+        let mut waiting = vec![0; slab_bytes.len()];
+        for share in &shares {
+            waiting[share.slab] += 1;
+        }
+        Self { gpu, stream, shares, slab_bytes, slabs, waiting }
     }
 }
 
 impl Allocator for SlabAllocator {
     fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
-        let Share { slab, offset } = self.shares[target];
-        let known = self.slabs[slab].clone();
-        let slab = if let Some(known) = known {
+        let Share { slab: number, offset } = self.shares[target];
+        let slab = if let Some(known) = self.slabs[number].take() {
             known
         } else {
-            let size = usize::try_from(self.slab_bytes[slab].max(1));
+            let size = usize::try_from(self.slab_bytes[number].max(1));
             let size = size.map_err(|_| Error::Internal("a slab larger than memory".to_owned()))?;
-            let made = Arc::new(Slab::new(self.gpu, &self.stream, size)?);
-            self.slabs[slab] = Some(Arc::clone(&made));
-            made
+            Arc::new(Slab::new(self.gpu, &self.stream, size)?)
         };
+        self.waiting[number] -= 1;
+        if self.waiting[number] > 0 {
+            // Kept for the others only: who has a tensor decides how long its memory lives.
+            self.slabs[number] = Some(Arc::clone(&slab));
+        }
         let (address, ordinal) = (slab.address() + offset, self.gpu.ordinal());
         Ok(Buffer::Cuda(CudaBuffer { address, bytes, ordinal, _slab: Some(slab) }))
     }
