@@ -269,6 +269,25 @@ pub(crate) fn release(address: usize, stamp: &Stamp, host: &Clock) {
     allocation.released = Some(stamp.clone());
 }
 
+/// The host frees: of memory that was allocated in the order of a stream the driver takes for granted
+/// that nobody uses it any more, and does not wait.
+pub(crate) fn release_by_host(address: usize, host: &Clock) {
+    let memory = memory();
+    let Some(allocation) = memory.allocations.get(&address) else { return };
+    if allocation.allocated.is_none() {
+        return;
+    }
+    if let Some((usage, other)) = allocation.ranges.pending(None, host) {
+        violations::report(format!(
+            "the host frees {address:#x}+{} of stream-ordered memory and does not know that a {} on \
+             stream {:#x} is done",
+            allocation.bytes,
+            usage.noun(),
+            other.handle
+        ));
+    }
+}
+
 /// The device of live memory at an address; `None`: it is not device memory at all.
 pub(crate) fn device_of(address: usize, bytes: usize) -> Outcome<Option<usize>> {
     if !arena::contains(address) {

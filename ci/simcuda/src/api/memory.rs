@@ -51,7 +51,8 @@ entry_points! {
         backing.poison();
         put(address, start as DevicePointer)
     }
-    /// Frees, after everything that the device has to do.
+    /// Frees, after everything that the device has to do; of stream-ordered memory the caller must
+    /// have seen to that.
     fn cuMemFree_v2(address: DevicePointer) {
         if address == 0 {
             return Ok(());
@@ -59,6 +60,7 @@ entry_points! {
         context::current()?;
         let device = memory::check_start(address as usize)?;
         capture::allow_unsafe()?;
+        memory::release_by_host(address as usize, &order::host_clock());
         order::synchronize_device(device)?;
         memory::free(address as usize)
     }

@@ -143,6 +143,25 @@ scenario!(memory_freed_too_early_is_caught [] {
     assert!(statistics.contains("is not ordered after a write"), "{statistics}");
 });
 
+scenario!(stream_ordered_memory_freed_by_the_host_under_a_copy_is_caught [] {
+    enter(0);
+    let stream = stream(NON_BLOCKING);
+    let (slot, target) = (pinned(SLOT), allocate_in(stream, SLOT));
+    upload(target, slot, SLOT, stream);
+    ok(driver!(cuMemFree_v2(target)));
+    assert_violation("does not know that a write");
+});
+
+scenario!(stream_ordered_memory_freed_by_the_host_after_a_wait_is_right [] {
+    enter(0);
+    let stream = stream(NON_BLOCKING);
+    let (slot, target) = (pinned(SLOT), allocate_in(stream, SLOT));
+    upload(target, slot, SLOT, stream);
+    ok(driver!(cuCtxSynchronize()));
+    ok(driver!(cuMemFree_v2(target)));
+    assert_clean();
+});
+
 scenario!(memory_used_after_its_release_is_caught [] {
     enter(0);
     let (first, second) = (stream(NON_BLOCKING), stream(NON_BLOCKING));
