@@ -34,7 +34,11 @@ scenario!(free_takes_memory_of_both_kinds [] {
     let stream = stream(NON_BLOCKING);
     let target = allocate_in(stream, MIB);
     upload(target, pinned(MIB), MIB, stream);
+    synchronize(stream);
     ok(driver!(cuMemFree_v2(target)));
+    let target = allocate(MIB);
+    upload(target, pinned(MIB), MIB, stream);
+    ok(driver!(cuMemFree_v2(target))); // this kind waits for the device
     assert_clean();
 });
 
