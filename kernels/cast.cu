@@ -62,6 +62,11 @@ struct F16ToBf16 {
     static __device__ inline u16 of(u32 bits) { return bf16_of_f32(f32_of_f16(bits)); }
 };
 
+struct Bf16ToF16 {
+    enum : u32 { width = 2 };
+    static __device__ inline u16 of(u32 bits) { return f16_of_f32(bits << 16); }
+};
+
 template <class To> static __device__ inline u32 two(u32 first, u32 second) {
     return (u32)To::of(first) | ((u32)To::of(second) << 16);
 }
@@ -102,6 +107,7 @@ extern "C" __global__ void cast(const Cast* pieces, u32 count) {
         case F32_TO_BF16: convert<F32ToBf16>(piece, share); break;
         case F32_TO_F16: convert<F32ToF16>(piece, share); break;
         case F16_TO_BF16: convert<F16ToBf16>(piece, share); break;
+        case BF16_TO_F16: convert<Bf16ToF16>(piece, share); break;
         default: __trap(); // a table that is not ours: an error, not a tensor left as it was
         }
     }

@@ -32,6 +32,6 @@ struct Cast {
     u64 kind;
 };
 
-enum Kind : u64 { F32_TO_BF16 = 0, F32_TO_F16 = 1, F16_TO_BF16 = 2 };
+enum Kind : u64 { F32_TO_BF16 = 0, F32_TO_F16 = 1, F16_TO_BF16 = 2, BF16_TO_F16 = 3 };
 
 static_assert(sizeof(Piece) == 24 && sizeof(Cast) == 32, "the host writes these tables");

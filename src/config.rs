@@ -46,11 +46,11 @@ pub(crate) const RESERVATION_BYTES_MIN: u64 = 64 << 20;
 /// Allocations up to this size are cut from small blocks of torch's, which no reservation helps.
 pub(crate) const TORCH_SMALL_BYTES_MAX: u64 = 1 << 20;
 
-/// Bytes at the end of a slot for the table of its pieces.
-pub(crate) const TABLE_BYTES: usize = 128 << 10;
+/// Bytes at the end of a slot for the tables of its pieces.
+pub(crate) const TABLE_BYTES: usize = 192 << 10;
 
-/// Pieces of one read, as many as the table holds; more than a block of `ALIGNMENT_BYTES` can have.
-pub(crate) const PIECES_MAX: usize = TABLE_BYTES / 24;
+/// Pieces of one read, as many as the tables hold; more than a block of `ALIGNMENT_BYTES` can have.
+pub(crate) const PIECES_MAX: usize = TABLE_BYTES / 32;
 
 /// Loads up to this size are read through the page cache: it hardly fills by them, and the next
 /// load of the same adapter or tensor finds them there.

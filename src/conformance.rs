@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::ReaderChoice;
 use crate::device::fake::{FakeAllocator, FakeDevice};
-use crate::device::host::{HostAllocator, HostDevice};
+use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Buffer, Destination, Device};
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
@@ -178,7 +178,7 @@ fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
 
 fn devices() -> Vec<Box<dyn Device>> {
     let fake = FakeDevice { faults: Faults::never(), seed: 3, held: Vec::new() };
-    vec![Box::new(HostDevice::new()), Box::new(fake)]
+    vec![Box::new(HostWorker::alone()), Box::new(fake)]
 }
 
 /// Drops a file's pages, so that the next read is from the disk.
@@ -281,7 +281,7 @@ fn a_caller_that_stops_ends_the_load_at_once() {
     for (_, mut reader) in readers(&scene.sources) {
         let faults = Faults::at(3, Mode::FromThenOn);
         let outcome =
-            scene.run(reader.as_mut(), (&mut HostDevice::new(), &mut HostAllocator), &faults);
+            scene.run(reader.as_mut(), (&mut HostWorker::alone(), &mut HostAllocator), &faults);
         assert!(matches!(outcome, Err(Error::Stopped(_))));
     }
 }
@@ -344,7 +344,7 @@ fn the_nth_operation_fails_for_every_n() {
                 let mut next = reader_for_sweep(real_reader, &healthy.sources, &Faults::never());
                 let again = healthy.run(
                     next.as_mut(),
-                    (&mut HostDevice::new(), &mut HostAllocator),
+                    (&mut HostWorker::alone(), &mut HostAllocator),
                     &Faults::never(),
                 );
                 assert!(again.is_ok(), "the load after operation {n} failed: {again:?}");

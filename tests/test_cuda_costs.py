@@ -97,7 +97,7 @@ def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
         else:
             failed += 1
             assert issubclass(told.error, RuntimeError), told
-            assert "cuda:0" in told.words
+            assert "cuda:0" in told.words or "CUDA error" in told.words  # torch's own
         calls = simulator.statistics()["calls_total"]
         simulator.fail("*", 0, 0)
         if loaded:

@@ -31,7 +31,7 @@ RUN = ctypes.CFUNCTYPE(
 )
 READ, WRITE = 0, 1
 PROT_NONE = 0
-F32_TO_BF16, F32_TO_F16, F16_TO_BF16 = range(3)
+F32_TO_BF16, F32_TO_F16, F16_TO_BF16, BF16_TO_F16 = range(4)
 
 
 class SimKernel(ctypes.Structure):
@@ -261,6 +261,14 @@ def test_cast_of_every_f16(kernels: Kernels) -> None:
     assert np.array_equal(cast(kernels, halves.view(np.uint8), 65_536, F16_TO_BF16), expected)
 
 
+def test_cast_of_every_bf16(kernels: Kernels) -> None:
+    words = np.arange(65_536, dtype=np.uint16)
+    wide = words.astype(np.uint32) << np.uint32(16)
+    nan = np.isnan(wide.view(np.float32))
+    expected = np.where(nan, quiet(wide, 10, 0x7C00), single_to_f16(wide))
+    assert np.array_equal(cast(kernels, words.view(np.uint8), 65_536, BF16_TO_F16), expected)
+
+
 @pytest.mark.parametrize("kind", [F32_TO_BF16, F32_TO_F16, F16_TO_BF16])
 def test_cast_at_every_alignment(kernels: Kernels, kind: int) -> None:
     width = 2 if kind == F16_TO_BF16 else 4
@@ -283,7 +291,7 @@ def test_cast_of_many_pieces_of_all_kinds(kernels: Kernels) -> None:
     one_by_one = aligned(32 * 300)
     table = np.zeros((300, 4), np.uint64)
     for index in range(300):
-        place, count, kind = 32 * index, index % 14, index % 3
+        place, count, kind = 32 * index, index % 14, index % 4
         source = sources.ctypes.data + 64 * index + index % 8
         table[index] = (target.ctypes.data + place, source, count, kind)
         row = (one_by_one.ctypes.data + place, source, count, kind)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from safetensors_streaming._checkpoint import load_checkpoint, stream
+from safetensors_streaming._into import load_into
 from safetensors_streaming._load import load, load_file
 from safetensors_streaming._native import DEBUG_BUILD, Report, __version__, last_report, release
 from safetensors_streaming._open import safe_open
@@ -27,6 +28,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "load_file",
+    "load_into",
     "load_model",
     "patch",
     "patched",

@@ -3,8 +3,9 @@
 import atexit
 import glob
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
@@ -30,6 +31,8 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
     cache: CachePolicy = "auto",
     allocator: str = "torch",
     progress: Progress | bool | None = None,
+    dtype: "torch.dtype | None" = None,
+    device_map: Mapping[str, object] | None = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load the tensors of all shards of a checkpoint.
 
@@ -45,6 +48,10 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
             while the disk is fast or the checkpoint larger than half of the memory available.
         allocator: As for `load_file`.
         progress: Called with the bytes done and the bytes in all, or True for a progress bar.
+        dtype: As for `load_file`.
+        device_map: Devices by pattern, in place of `device`: a tensor's name, the name of a module
+            that it is in, "" for all, or a shell-style pattern as "model.layers.*.mlp.*". The
+            longest that fits a name decides. All devices are filled from one pass over the files.
 
     Returns:
         The tensors by name, in the order of shards and files.
@@ -52,15 +59,23 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
     Raises:
         SafetensorError: A file is not a valid safetensors file, or names disagree.
         OSError: A file is missing or cannot be read.
-        ValueError: An argument is not among those named here.
+        ValueError: An argument is not among those named here, or no pattern fits a tensor.
         torch.OutOfMemoryError: The GPU has no room for the tensors.
         RuntimeError: The GPU or its driver refuses.
     """
+    if device_map is not None and device != "cpu":
+        raise ValueError("name a device or a device_map, not both")
     gpu = _check(device, backend)
+    place = None
+    if device_map is not None:
+        place, any_gpu = _placement(device_map)
+        backend = "pread" if any_gpu else backend  # one pass for all devices is the engine's
     paths = paths_of(path)
     calls.serve("load_checkpoint")
-    with _progress_bar(progress) as tell:
-        return _native.load_checkpoint(paths, backend, cache, filter, tell, gpu, allocator)
+    with progress_bar(progress) as tell:
+        return _native.load_checkpoint(
+            paths, backend, cache, filter, tell, gpu, allocator, dtype, place
+        )
 
 
 def stream(  # noqa: PLR0913 - independent keywords
@@ -124,13 +139,32 @@ def _closing(native: _native.Stream) -> Iterator[tuple[str, "torch.Tensor"]]:
 
 def _check(device: object, backend: str) -> int | None:
     """The number of the GPU, or None for the CPU."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is invalid (expected one of: 'mmap', 'pread')")
+    return _ordinal(device)
+
+
+def _ordinal(device: object) -> int | None:
     plain = plain_device(device)
     gpu = cuda_ordinal(plain)
     if plain != "cpu" and gpu is None:
         raise ValueError(f"device {device!r} is not supported here (expected 'cpu' or 'cuda:N')")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is invalid (expected one of: 'mmap', 'pread')")
     return gpu
+
+
+def _placement(device_map: Mapping[str, object]) -> tuple[Callable[[str], int | None], bool]:
+    """What tells the number of the GPU for a name (None: the CPU), and whether there is any."""
+    ordinals = {pattern: _ordinal(device) for pattern, device in device_map.items()}
+    longest_first = sorted(ordinals, key=len, reverse=True)
+
+    def place(name: str) -> int | None:
+        for pattern in longest_first:
+            inside = pattern in {"", name} or name.startswith(f"{pattern}.")
+            if inside or fnmatchcase(name, pattern):
+                return ordinals[pattern]
+        raise ValueError(f"the device_map has no device for tensor {name!r}")
+
+    return place, any(ordinal is not None for ordinal in ordinals.values())
 
 
 def paths_of(path: PathOrPaths) -> list[str]:
@@ -150,7 +184,7 @@ def paths_of(path: PathOrPaths) -> list[str]:
 
 
 @contextmanager
-def _progress_bar(progress: Progress | bool | None) -> Iterator[Progress | None]:  # noqa: FBT001
+def progress_bar(progress: Progress | bool | None) -> Iterator[Progress | None]:  # noqa: FBT001
     """The callback itself, or one that moves a bar."""
     if not isinstance(progress, bool):
         yield progress

@@ -22,6 +22,7 @@ def load_file(
     *,
     backend: str = "mmap",
     allocator: str = "torch",
+    dtype: "torch.dtype | None" = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load all tensors of a file.
 
@@ -34,6 +35,9 @@ def load_file(
             GPU both read through the engine.
         allocator: For a GPU: "torch" makes each tensor an allocation of torch's own, "driver" puts
             them into memory that torch's counters do not see.
+        dtype: The type that tensors of f64, f32, f16 and bf16 shall have, rounded as torch rounds;
+            None leaves them. For a GPU, f32 and f16 become bf16 or f16, and bf16 becomes f16, on
+            the way, without memory for the wider tensors.
 
     Returns:
         The tensors by name, in the order of the file.
@@ -41,6 +45,7 @@ def load_file(
     Raises:
         SafetensorError: The file is not a valid safetensors file.
         OSError: The file cannot be opened or read.
+        ValueError: An argument is not among those named here.
         torch.OutOfMemoryError: The GPU has no room for the tensors.
         RuntimeError: The GPU or its driver refuses.
     """
@@ -48,13 +53,21 @@ def load_file(
     reason = reason_to_delegate("pt", device, backend)
     if reason is None:
         calls.serve("load_file")
-        return _native.load_file(filename, backend, cuda_ordinal(device), allocator)
+        return _native.load_file(filename, backend, cuda_ordinal(device), allocator, dtype)
     calls.delegate(reason)
+    tensors: dict[str, torch.Tensor]
     with open_upstream(filename, "pt", device, backend) as handle:
         if hasattr(handle, "get_tensors"):
-            tensors: dict[str, torch.Tensor] = handle.get_tensors()
-            return tensors
-        return {name: handle.get_tensor(name) for name in handle.offset_keys()}
+            tensors = handle.get_tensors()
+        else:
+            tensors = {name: handle.get_tensor(name) for name in handle.offset_keys()}
+    return tensors if dtype is None else {n: _of_type(t, dtype) for n, t in tensors.items()}
+
+
+def _of_type(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    """The tensor in another type, if it is of plain numbers."""
+    plain = tensor.is_floating_point() and tensor.element_size() > 1
+    return tensor.to(dtype) if plain else tensor
 
 
 def load(data: bytes) -> dict[str, "torch.Tensor"]:

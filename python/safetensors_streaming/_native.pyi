@@ -3,7 +3,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, final
 
-from torch import Tensor
+from torch import Tensor, dtype
 from typing_extensions import Self, disjoint_base
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "load_bytes",
     "load_checkpoint",
     "load_file",
+    "load_into",
     "read_through",
     "release",
 ]
@@ -33,7 +34,6 @@ class Handle:
         filename: str | PathLike[str],
         backend: str,
         device: int | None = None,
-        allocator: str = "torch",
     ) -> Self: ...
     def keys(self) -> list[str]: ...
     def offset_keys(self) -> list[str]: ...
@@ -122,6 +122,7 @@ def load_file(
     backend: str,
     device: int | None = None,
     allocator: str = "torch",
+    dtype: dtype | None = None,
 ) -> dict[str, Tensor]: ...
 def load_bytes(data: bytes) -> dict[str, Tensor]: ...
 def load_checkpoint(
@@ -132,7 +133,15 @@ def load_checkpoint(
     progress: Callable[[int, int], object] | None,
     device: int | None = None,
     allocator: str = "torch",
+    dtype: dtype | None = None,
+    place: Callable[[str], int | None] | None = None,
 ) -> dict[str, Tensor]: ...
+def load_into(
+    paths: Sequence[str | PathLike[str]],
+    cache: str,
+    choose: Callable[[list[tuple[str, str, list[int]]]], list[tuple[Tensor, bool] | None]],
+    progress: Callable[[int, int], object] | None,
+) -> list[tuple[Tensor, Tensor]]: ...
 def load_arrays(
     paths: Sequence[str | PathLike[str]],
     device: int,

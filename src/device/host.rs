@@ -2,15 +2,17 @@
 #![expect(unsafe_code, reason = "threads write disjoint parts of one allocation")]
 
 use std::alloc::{Layout, alloc, dealloc};
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::config::{COPY_THREADS_MAX, HOST_ALIGNMENT_BYTES, processors};
-use crate::device::{Allocator, Buffer, Device, Placed, Placement, Slot, worker_panicked};
+#[cfg(test)]
+use crate::device::workers::Workers;
+use crate::device::{Allocator, Buffer, Job, Placed, Placement, Slot, Worker, worker_panicked};
 use crate::error::{Error, Result};
 
 /// One tensor's memory; clones share it, and the last one frees it.
@@ -20,7 +22,11 @@ pub(crate) struct HostBuffer(Arc<Allocation>);
 #[derive(Debug)]
 struct Allocation {
     address: *mut u8,
-    layout: Layout,
+    bytes: usize,
+    /// How it was allocated; none where it is somebody else's.
+    layout: Option<Layout>,
+    /// Whose it is, kept alive.
+    _owner: Option<Box<dyn Any + Send + Sync>>,
 }
 
 // SAFETY: the memory belongs to no thread; who may write where is `HostBuffer::write`'s contract.
@@ -30,8 +36,10 @@ unsafe impl Sync for Allocation {}
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `address` came from `alloc` with this very layout, and no clone is left.
-        unsafe { dealloc(self.address, self.layout) }
+        if let Some(layout) = self.layout {
+            // SAFETY: `address` came from `alloc` with this very layout, and no clone is left.
+            unsafe { dealloc(self.address, layout) }
+        }
     }
 }
 
@@ -46,8 +54,22 @@ impl HostBuffer {
         if address.is_null() {
             Err(out_of_memory())
         } else {
-            Ok(Self(Arc::new(Allocation { address, layout })))
+            let layout = Some(layout);
+            Ok(Self(Arc::new(Allocation { address, bytes, layout, _owner: None })))
         }
+    }
+
+    /// Memory that an owner keeps.
+    ///
+    /// # Safety
+    /// Callers must guarantee that there are so many bytes as long as the owner lives, and that
+    /// nobody else reads or writes them until the last clone is dropped.
+    pub(crate) unsafe fn borrowed(
+        address: *mut u8,
+        bytes: usize,
+        owner: Box<dyn Any + Send + Sync>,
+    ) -> Self {
+        Self(Arc::new(Allocation { address, bytes, layout: None, _owner: Some(owner) }))
     }
 
     /// The address of its first byte.
@@ -61,7 +83,7 @@ impl HostBuffer {
     /// Callers must guarantee that no other thread reads or writes the same range meanwhile.
     unsafe fn write(&self, offset: usize, bytes: &[u8]) {
         let end = offset.checked_add(bytes.len());
-        assert!(end.is_some_and(|end| end <= self.0.layout.size()), "a piece outside its tensor");
+        assert!(end.is_some_and(|end| end <= self.0.bytes), "a piece outside its tensor");
         // SAFETY: the range was just checked to lie inside the allocation.
         let target = unsafe { self.0.address.add(offset) };
         // SAFETY: the target range is ours alone by this function's contract, and a slot's memory
@@ -72,53 +94,52 @@ impl HostBuffer {
     /// The bytes, copied out.
     #[cfg(test)]
     pub(crate) fn to_vec(&self, bytes: usize) -> Vec<u8> {
-        assert!(bytes <= self.0.layout.size());
+        assert!(bytes <= self.0.bytes);
         // SAFETY: tests look only when the load has ended, and every byte was written.
         unsafe { std::slice::from_raw_parts(self.0.address, bytes) }.to_vec()
     }
 }
 
-struct Job {
-    tag: usize,
-    slot: Slot,
-    placements: Vec<Placement>,
-}
-
 /// Copies slots into host memory on threads that live as long as it.
 #[derive(Debug)]
-pub(crate) struct HostDevice {
+pub(crate) struct HostWorker {
     jobs: Option<Sender<Job>>,
     jobs_out: Receiver<Job>,
-    done: Receiver<Placed>,
-    done_in: Sender<Placed>,
+    done: Sender<Placed>,
     threads: Vec<JoinHandle<()>>,
     threads_max: usize,
-    in_flight: usize,
 }
 
-impl HostDevice {
-    /// A device without threads yet; they come with the first slots.
-    pub(crate) fn new() -> Self {
-        Self::with_threads_max(processors().min(COPY_THREADS_MAX))
+impl HostWorker {
+    /// A worker whose threads come with the first slots.
+    pub(crate) fn new(done: &Sender<Placed>) -> Self {
+        Self::with_threads_max(done, processors().min(COPY_THREADS_MAX))
     }
 
-    /// A device for a single small tensor, which its caller copies.
-    pub(crate) fn without_threads() -> Self {
-        Self::with_threads_max(0)
+    /// A worker for a single small tensor, which its caller copies.
+    pub(crate) fn without_threads(done: &Sender<Placed>) -> Self {
+        Self::with_threads_max(done, 0)
     }
 
-    fn with_threads_max(threads_max: usize) -> Self {
+    /// The whole of a load into host memory.
+    #[cfg(test)]
+    pub(crate) fn alone() -> Workers {
+        Workers::new(|done| Ok(vec![Box::new(Self::new(done))])).unwrap()
+    }
+
+    fn with_threads_max(done: &Sender<Placed>, threads_max: usize) -> Self {
         let (jobs, jobs_out) = unbounded();
-        let (done_in, done) = unbounded();
         let (jobs, threads) = (Some(jobs), Vec::new());
-        Self { jobs, jobs_out, done, done_in, threads, threads_max, in_flight: 0 }
+        Self { jobs, jobs_out, done: done.clone(), threads, threads_max }
     }
 
+    /// One more thread, where a job is waiting for one.
     fn grow(&mut self) {
-        if self.threads.len() >= self.in_flight.min(self.threads_max) {
+        let busy = self.threads.is_empty() || !self.jobs_out.is_empty();
+        if !busy || self.threads.len() >= self.threads_max {
             return;
         }
-        let (jobs, done) = (self.jobs_out.clone(), self.done_in.clone());
+        let (jobs, done) = (self.jobs_out.clone(), self.done.clone());
         let name = format!("sst-copy-{}", self.threads.len());
         let thread = Builder::new().name(name).spawn(move || {
             for Job { tag, slot, placements } in jobs {
@@ -162,31 +183,24 @@ impl Allocator for HostAllocator {
     }
 }
 
-impl Device for HostDevice {
-    fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
-        self.in_flight += 1;
+impl Worker for HostWorker {
+    fn begin(&mut self, job: Job) {
         self.grow();
         match &self.jobs {
             Some(jobs) if !self.threads.is_empty() => {
-                let job = Job { tag, slot, placements };
-                jobs.send(job).expect("the receiver lives as long as the device");
+                jobs.send(job).expect("the receiver lives as long as the worker");
             }
             // A single tensor, or a process that may not have another thread.
             _ => {
-                let placed = carry_out(tag, slot, &placements);
-                self.done_in.send(placed).expect("the receiver lives as long as the device");
+                let Job { tag, slot, placements } = job;
+                // Nobody listens any more where the load is gone.
+                let _sent = self.done.send(carry_out(tag, slot, &placements));
             }
         }
     }
 
-    fn wait(&mut self, timeout: Duration) -> Option<Placed> {
-        let placed = self.done.recv_timeout(timeout).ok()?;
-        self.in_flight -= 1;
-        Some(placed)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.in_flight
+    fn fills(&self, buffer: &Buffer) -> bool {
+        matches!(buffer, Buffer::Host(_))
     }
 
     fn threads(&self) -> usize {
@@ -198,7 +212,7 @@ impl Device for HostDevice {
     }
 }
 
-impl Drop for HostDevice {
+impl Drop for HostWorker {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {

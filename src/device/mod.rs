@@ -7,6 +7,7 @@ pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod null;
 pub(crate) mod slot;
+pub(crate) mod workers;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -15,6 +16,7 @@ pub(crate) use cuda::CudaBuffer;
 pub(crate) use host::HostBuffer;
 pub(crate) use mapping::Mapping;
 pub(crate) use slot::Slot;
+pub(crate) use workers::{Job, Worker};
 
 use crate::error::{Error, Result};
 
@@ -86,6 +88,12 @@ pub(crate) trait Device {
 pub(crate) trait Allocator {
     /// Memory for the target of that number.
     fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer>;
+}
+
+impl<A: Allocator> Allocator for &mut A {
+    fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
+        (**self).allocate(target, bytes)
+    }
 }
 
 /// Where the bytes of a load go.

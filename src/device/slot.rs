@@ -35,13 +35,19 @@ impl Slot {
         Ok(Self { pin: Pin::default(), memory, start, bytes })
     }
 
-    /// The bytes behind what is read, for a table of the pieces in it.
+    /// The bytes behind what is read, for tables of the pieces in it.
+    pub(super) fn table(&self) -> &[u8] {
+        let start = self.start + self.bytes;
+        &self.memory[start..start + TABLE_BYTES]
+    }
+
+    /// The same bytes, to be filled.
     pub(super) fn table_mut(&mut self) -> &mut [u8] {
         let start = self.start + self.bytes;
         &mut self.memory[start..start + TABLE_BYTES]
     }
 
-    /// The table's address as the GPU sees it, where the slot is pinned.
+    /// Their address as the GPU sees it, where the slot is pinned.
     pub(super) fn table_address(&self) -> Option<u64> {
         Some(self.pin.device_address()? + self.bytes as u64)
     }

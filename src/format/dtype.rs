@@ -53,6 +53,9 @@ const TABLE: [(Dtype, &str, u64); 22] = [
     (Dtype::U64, "U64", 64),
 ];
 
+/// The types of plain numbers that are converted to each other; the codes of quantised tensors are not.
+pub(crate) const FLOATING: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16];
+
 impl Dtype {
     /// The type of that name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {

@@ -14,8 +14,8 @@ use crate::device::{Buffer, CudaBuffer};
 use crate::error::Error;
 use crate::format::Dtype;
 use crate::python::collector::Collector;
-use crate::python::destination::{Goal, Memory};
-use crate::python::fetch::{Ready, Targets};
+use crate::python::destination::{Goal, Goals, Memory};
+use crate::python::fetch::{Manner, Ready, Targets};
 use crate::python::load::{cache_of, location_of, select, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::to_capsule;
@@ -140,8 +140,12 @@ pub(crate) fn load_arrays<'py>(
     let options = Options::with_cache(cache_of(cache)?);
     let checkpoint = py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine))?;
     let places = select(py, &checkpoint, filter)?;
-    let Targets { wanted, forms } = targets_of(&checkpoint, &places)?;
-    let mut ready = Ready::new(py, Goal::Cuda(device, Memory::Driver), &forms)?;
+    let mut targets = targets_of(&checkpoint, &places, None)?;
+    let goals = Goals::one(Goal::Cuda(device, Memory::Driver));
+    let manner = Manner { goals, options, dtype: None };
+    let mut ready = Ready::new(py, &manner, &mut targets)?;
+    ready.make_room(py)?;
+    let Targets { wanted, forms, .. } = targets;
     let mut collector = Collector::new(&wanted, None);
     let sources = sources_of(&checkpoint);
     let mut report = py

@@ -27,8 +27,21 @@ pub(crate) enum Memory {
     Driver,
 }
 
+impl Memory {
+    /// By the name of an allocator.
+    pub(crate) fn new(allocator: &str) -> PyResult<Self> {
+        match allocator {
+            "torch" => Ok(Self::Torch),
+            "driver" => Ok(Self::Driver),
+            _ => Err(PyValueError::new_err(format!(
+                "allocator {allocator:?} is invalid (expected one of: \"torch\", \"driver\")"
+            ))),
+        }
+    }
+}
+
 /// Where tensors shall be.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Goal {
     /// In memory of the host.
     Host,
@@ -37,18 +50,95 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
-    /// By the number of a GPU, or none for the host, and the name of an allocator.
-    pub(crate) fn new(ordinal: Option<usize>, allocator: &str) -> PyResult<Self> {
-        let memory = match allocator {
-            "torch" => Memory::Torch,
-            "driver" => Memory::Driver,
-            _ => {
-                return Err(PyValueError::new_err(format!(
-                    "allocator {allocator:?} is invalid (expected one of: \"torch\", \"driver\")"
-                )));
-            }
+    /// By the number of a GPU, or none for the host.
+    pub(crate) fn new(ordinal: Option<usize>, memory: Memory) -> Self {
+        ordinal.map_or(Self::Host, |ordinal| Self::Cuda(ordinal, memory))
+    }
+
+    /// Whether kernels can work on the way there.
+    pub(crate) fn has_kernels(self) -> Result<bool> {
+        match self {
+            Self::Host => Ok(false),
+            Self::Cuda(ordinal, _) => Ok(Gpu::open(ordinal)?.kernels().is_ok()),
+        }
+    }
+}
+
+/// Where each target shall be.
+#[derive(Clone, Debug)]
+pub(crate) struct Goals {
+    /// The different goals.
+    pub(crate) all: Vec<Goal>,
+    /// Which of them is whose, by target; empty where there is but one.
+    of: Vec<usize>,
+}
+
+impl Goals {
+    /// One goal for all.
+    pub(crate) fn one(goal: Goal) -> Self {
+        Self { all: vec![goal], of: Vec::new() }
+    }
+
+    /// A goal for each target.
+    pub(crate) fn each(goals: Vec<Goal>) -> Self {
+        let mut all: Vec<Goal> = Vec::new();
+        let mut number = |goal| {
+            all.iter().position(|known| *known == goal).unwrap_or_else(|| {
+                all.push(goal);
+                all.len() - 1
+            })
         };
-        Ok(ordinal.map_or(Self::Host, |ordinal| Self::Cuda(ordinal, memory)))
+        let of = goals.into_iter().map(&mut number).collect();
+        Self { all, of }
+    }
+
+    /// The number of a target's goal.
+    pub(crate) fn number(&self, target: usize) -> usize {
+        self.of.get(target).copied().unwrap_or(0)
+    }
+}
+
+/// A GPU that torch has initialised, and the stream that it uses there in the thread that asked.
+pub(crate) struct TorchGpu {
+    /// The GPU.
+    pub(crate) gpu: &'static Gpu,
+    user: Py<PyAny>,
+    handle: usize,
+}
+
+impl TorchGpu {
+    /// Has torch initialise CUDA, so that what is wrong with it is told in torch's words; refuses
+    /// while a graph is being captured.
+    pub(crate) fn open(py: Python<'_>, ordinal: usize) -> Result<Self> {
+        let cuda = torch_module(py)?.getattr("cuda")?;
+        let user = cuda.call_method1("current_stream", (ordinal,))?;
+        let handle = user.getattr("cuda_stream")?.extract()?;
+        let opened = Self { gpu: Gpu::open(ordinal)?, user: user.unbind(), handle };
+        opened.stream().check_not_capturing()?;
+        Ok(opened)
+    }
+
+    /// Refuses while a graph is being captured on torch's stream, where torch uses the GPU.
+    pub(crate) fn refuse_capture(py: Python<'_>, ordinal: usize) -> Result<()> {
+        let modules = py.import("sys")?.getattr("modules")?;
+        let Ok(torch) = modules.get_item("torch") else { return Ok(()) };
+        if torch.getattr("cuda")?.call_method0("is_initialized")?.is_truthy()? {
+            Self::open(py, ordinal)?;
+        }
+        Ok(())
+    }
+
+    /// That stream.
+    pub(crate) fn stream(&self) -> Stream {
+        Stream::of_torch(self.gpu, self.handle)
+    }
+
+    /// Makes it the calling thread's as well, which is one of ours.
+    pub(crate) fn adopt_thread(&self) -> Result<()> {
+        Python::attach(|py| {
+            torch_module(py)?.getattr("cuda")?.call_method1("set_stream", (&self.user,))?;
+            Ok(())
+        })
     }
 }
 
@@ -58,27 +148,24 @@ pub(crate) type Made = Arc<Mutex<Vec<Option<Py<PyAny>>>>>;
 /// Lets torch allocate each tensor just before its first bytes are copied.
 pub(crate) struct TorchAllocator {
     gpu: &'static Gpu,
-    /// The stream that torch uses in the thread that asked, and its handle.
-    user: Py<PyAny>,
-    user_handle: usize,
     empty: Py<PyAny>,
     keywords: HashMap<Dtype, Py<PyDict>>,
-    forms: Vec<Form>,
+    forms: Arc<[Form]>,
     made: Made,
 }
 
 impl TorchAllocator {
-    /// Initialises CUDA by torch, so that what is wrong with it is told in torch's words; checks
-    /// that there is room, and has torch reserve it in one piece.
-    pub(crate) fn new(py: Python<'_>, ordinal: usize, forms: &[Form]) -> Result<Self> {
+    /// For tensors of those forms.
+    pub(crate) fn new(
+        py: Python<'_>,
+        gpu: &'static Gpu,
+        forms: &Arc<[Form]>,
+        made: &Made,
+    ) -> Result<Self> {
         let torch = torch_module(py)?;
-        let user = torch.getattr("cuda")?.call_method1("current_stream", (ordinal,))?;
-        let user_handle = user.getattr("cuda_stream")?.extract()?;
-        let gpu = Gpu::open(ordinal)?;
-        Stream::of_torch(gpu, user_handle).check_not_capturing()?;
-        let device = torch.getattr("device").and_then(|class| class.call1(("cuda", ordinal)))?;
+        let device = torch.getattr("device")?.call1(("cuda", gpu.ordinal()))?;
         let mut keywords = HashMap::new();
-        for form in forms {
+        for form in forms.iter() {
             if let Entry::Vacant(place) = keywords.entry(form.dtype) {
                 let dict = PyDict::new(py);
                 dict.set_item("dtype", torch_type(py, form.dtype)?)?;
@@ -87,19 +174,17 @@ impl TorchAllocator {
             }
         }
         let empty = torch.getattr("empty")?.unbind();
-        let made = Arc::new(Mutex::new(forms.iter().map(|_| None).collect()));
-        let (user, forms) = (user.unbind(), forms.to_vec());
-        Ok(Self { gpu, user, user_handle, empty, keywords, forms, made })
+        Ok(Self { gpu, empty, keywords, forms: Arc::clone(forms), made: Arc::clone(made) })
     }
 
-    /// Refuses a load for which the GPU has no room, before anything is read. Otherwise has torch
-    /// allocate one block for all large tensors and put it into its cache, from where each gets its
-    /// part without another call to the driver.
-    pub(crate) fn make_room(&self, py: Python<'_>) -> Result<()> {
-        let rounded = |bytes: u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
-        let sizes = || self.forms.iter().map(Form::bytes);
-        let wanted: u64 = sizes().map(rounded).sum();
-        let large: u64 = sizes().filter(|&bytes| bytes > TORCH_SMALL_BYTES_MAX).map(rounded).sum();
+    /// Refuses a load of tensors of those sizes for which the GPU has no room, before anything is
+    /// read. Otherwise has torch allocate one block for all large tensors and put it into its cache,
+    /// from where each gets its part without another call to the driver.
+    pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
+        let rounded = |bytes: &u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
+        let wanted: u64 = sizes.iter().map(rounded).sum();
+        let large = sizes.iter().filter(|&&bytes| bytes > TORCH_SMALL_BYTES_MAX);
+        let large: u64 = large.map(rounded).sum();
         if wanted < RESERVATION_BYTES_MIN {
             return Ok(());
         }
@@ -125,29 +210,6 @@ impl TorchAllocator {
         Ok(())
     }
 
-    /// The GPU.
-    pub(crate) fn gpu(&self) -> &'static Gpu {
-        self.gpu
-    }
-
-    /// The stream that torch uses in the thread that asked.
-    pub(crate) fn user_stream(&self) -> Stream {
-        Stream::of_torch(self.gpu, self.user_handle)
-    }
-
-    /// Makes that stream the calling thread's as well, which is one of ours.
-    pub(crate) fn adopt_thread(&self) -> Result<()> {
-        Python::attach(|py| {
-            torch_module(py)?.getattr("cuda")?.call_method1("set_stream", (&self.user,))?;
-            Ok(())
-        })
-    }
-
-    /// The tensors, to be taken when they are delivered.
-    pub(crate) fn made(&self) -> Made {
-        Arc::clone(&self.made)
-    }
-
     fn make<'py>(&self, py: Python<'py>, target: usize) -> PyResult<Bound<'py, PyAny>> {
         let form = &self.forms[target];
         let shape = PyTuple::new(py, form.torch_shape()?)?;
@@ -166,21 +228,15 @@ impl Allocator for TorchAllocator {
             }
             let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
             made[target] = Some(tensor.unbind());
-            Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu, address, bytes)))
+            Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu.ordinal(), address, bytes)))
         })
     }
 }
 
-/// Takes a tensor that was delivered.
-pub(crate) fn take<'py>(
-    py: Python<'py>,
-    made: &Made,
-    target: usize,
-) -> PyResult<Bound<'py, PyAny>> {
+/// Takes a tensor that torch made and that was delivered; none where its memory is ours.
+pub(crate) fn take<'py>(py: Python<'py>, made: &Made, target: usize) -> Option<Bound<'py, PyAny>> {
     let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
-    let tensor = made.get_mut(target).and_then(Option::take);
-    let lost = || Error::Internal("a tensor was delivered that was never made".to_owned());
-    Ok(tensor.ok_or_else(lost)?.into_bound(py))
+    Some(made.get_mut(target)?.take()?.into_bound(py))
 }
 
 /// The error that torch's users catch when a GPU's memory runs out.

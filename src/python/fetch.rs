@@ -1,23 +1,24 @@
-//! What the engine reads, as torch tensors: the one place that puts reader, device and allocator
+//! What the engine reads, as torch tensors: the one place that puts reader, devices and allocators
 //! together for a caller in Python.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::{Options, run};
-use crate::config::{DEVICE_ALIGNMENT_BYTES, SLOT_BYTES};
-use crate::device::cuda::copy::CudaDevice;
-use crate::device::cuda::driver::Gpu;
-use crate::device::cuda::memory::SlabAllocator;
-use crate::device::host::{HostAllocator, HostDevice};
-use crate::device::{Buffer, Destination};
+use crate::config::SLOT_BYTES;
+use crate::device::cuda::kernels::Conversion;
+use crate::device::workers::Workers;
+use crate::device::{Allocator, Buffer, Destination, Worker};
 use crate::error::{Error, Result};
+use crate::format::Dtype;
+use crate::format::dtype::FLOATING;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::python::collector::{Collector, CollectorPause};
-use crate::python::destination::{Goal, Made, Memory, TorchAllocator, take};
-use crate::python::tensor::to_torch;
+use crate::python::destination::{Goals, Made, take};
+use crate::python::lanes::Lane;
+use crate::python::tensor::{to_torch, torch_type};
 use crate::report::Report;
 use crate::source::Source;
 use crate::tensor::{Form, Memory as TensorMemory, Tensor};
@@ -31,68 +32,82 @@ pub(crate) struct Targets {
     pub(crate) wanted: Vec<Wanted>,
     /// The tensors that they make.
     pub(crate) forms: Vec<Form>,
+    /// The types that these shall have in the end.
+    pub(crate) dtypes: Vec<Dtype>,
+}
+
+impl Targets {
+    /// With the types that they have.
+    pub(crate) fn new(targets: Vec<(Wanted, Form)>, dtype: Option<Dtype>) -> Self {
+        let (wanted, forms): (Vec<_>, Vec<Form>) = targets.into_iter().unzip();
+        let wish = |form: &Form| dtype.filter(|_| is_floating(form.dtype)).unwrap_or(form.dtype);
+        let dtypes = forms.iter().map(wish).collect();
+        Self { wanted, forms, dtypes }
+    }
+}
+
+/// Types that a wish for another type concerns: numbers, not the codes of a quantised tensor.
+fn is_floating(dtype: Dtype) -> bool {
+    FLOATING.contains(&dtype)
 }
 
 /// How it is to be done.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Manner {
     /// Where the tensors shall be.
-    pub(crate) goal: Goal,
+    pub(crate) goals: Goals,
     /// How the bytes are read.
     pub(crate) options: Options,
+    /// The type that tensors of floating-point numbers shall have; none leaves them.
+    pub(crate) dtype: Option<Dtype>,
 }
 
-/// A destination, made ready with the interpreter attached, and used without it.
-pub(crate) enum Ready {
-    /// Host memory.
-    Host,
-    /// Slabs on the GPU of that number.
-    Slabs(usize),
-    /// Tensors of torch's.
-    Torch(Box<TorchAllocator>),
+/// Destinations, made ready with the interpreter attached, and used without it.
+pub(crate) struct Ready {
+    lanes: Vec<Lane>,
+    goals: Goals,
+    /// Memory that is there already, by target.
+    given: Vec<Option<Buffer>>,
+    /// What is converted on the way, by target; empty where nothing is.
+    conversions: Vec<Option<Conversion>>,
+    forms: Arc<[Form]>,
+    made: Made,
 }
 
 impl Ready {
-    /// For tensors that will all be there at once: looks for the GPU, and for room on it.
-    pub(crate) fn new(py: Python<'_>, goal: Goal, forms: &[Form]) -> Result<Self> {
-        let ready = Self::piecemeal(py, goal, forms)?;
-        match &ready {
-            Self::Host => {}
-            Self::Slabs(ordinal) => {
-                let rounded = |form: &Form| form.bytes().next_multiple_of(DEVICE_ALIGNMENT_BYTES);
-                Gpu::open(*ordinal)?.check_room(forms.iter().map(rounded).sum(), 0)?;
-            }
-            Self::Torch(allocator) => allocator.make_room(py)?,
-        }
-        Ok(ready)
+    /// Looks for the GPUs. What a kernel can convert on the way to the type wanted, it will, and its
+    /// form becomes that type.
+    pub(crate) fn new(py: Python<'_>, manner: &Manner, targets: &mut Targets) -> Result<Self> {
+        let goals = manner.goals.clone();
+        let conversions = convert(targets, &goals)?;
+        let forms: Arc<[Form]> = targets.forms.as_slice().into();
+        let made: Made = Arc::new(Mutex::new(forms.iter().map(|_| None).collect()));
+        let lane = |&goal| Lane::new(py, goal, &forms, &made);
+        let lanes = goals.all.iter().map(lane).collect::<Result<Vec<_>>>()?;
+        Ok(Self { lanes, goals, given: Vec::new(), conversions, forms, made })
     }
 
-    /// For tensors that are taken as they come, and may be gone before the last one is there.
-    pub(crate) fn piecemeal(py: Python<'_>, goal: Goal, forms: &[Form]) -> Result<Self> {
-        Ok(match goal {
-            Goal::Host => Self::Host,
-            Goal::Cuda(ordinal, Memory::Driver) => Self::Slabs(ordinal),
-            Goal::Cuda(ordinal, Memory::Torch) => {
-                Self::Torch(Box::new(TorchAllocator::new(py, ordinal, forms)?))
-            }
-        })
+    /// For memory that is there already, and on the goals' devices.
+    pub(crate) fn with_given(mut self, given: Vec<Option<Buffer>>) -> Self {
+        self.given = given;
+        self
     }
 
-    /// The tensors that torch makes, where it makes them.
-    pub(crate) fn made(&self) -> Option<Made> {
-        match self {
-            Self::Torch(allocator) => Some(allocator.made()),
-            Self::Host | Self::Slabs(_) => None,
-        }
+    /// For tensors that will all be there at once: looks for room, and has torch reserve it.
+    pub(crate) fn make_room(&self, py: Python<'_>) -> Result<()> {
+        let mut lanes = self.lanes.iter().enumerate();
+        lanes.try_for_each(|(number, lane)| lane.make_room(py, &self.sizes(number)))
+    }
+
+    /// The tensors that torch makes.
+    pub(crate) fn made(&self) -> Made {
+        Arc::clone(&self.made)
     }
 
     /// For a thread of ours: what torch allocates in it belongs to the stream of the thread that
     /// asked.
     pub(crate) fn adopt_thread(&self) -> Result<()> {
-        match self {
-            Self::Torch(allocator) => allocator.adopt_thread(),
-            Self::Host | Self::Slabs(_) => Ok(()),
-        }
+        self.lanes.iter().try_for_each(Lane::adopt_thread)
     }
 
     /// Reads what is wanted.
@@ -103,41 +118,101 @@ impl Ready {
         options: Options,
         caller: &mut dyn Caller,
     ) -> Result<Report> {
-        match self {
-            Self::Host => {
-                let few = wanted.len() == 1 && wanted[0].bytes() <= SLOT_BYTES as u64;
-                let mut device =
-                    if few { HostDevice::without_threads() } else { HostDevice::new() };
-                let to = Destination { device: &mut device, allocator: &mut HostAllocator };
-                run(sources, wanted, options, to, caller)
-            }
-            Self::Slabs(ordinal) => {
-                let gpu = Gpu::open(*ordinal)?;
-                let sizes: Vec<u64> = wanted.iter().map(Wanted::bytes).collect();
-                let mut device = CudaDevice::new(gpu, None)?;
-                let mut allocator = SlabAllocator::new(gpu, device.stream(), &sizes);
-                let to = Destination { device: &mut device, allocator: &mut allocator };
-                run(sources, wanted, options, to, caller)
-            }
-            Self::Torch(allocator) => {
-                let mut device = CudaDevice::new(allocator.gpu(), Some(allocator.user_stream()))?;
-                let to = Destination { device: &mut device, allocator: allocator.as_mut() };
-                run(sources, wanted, options, to, caller)
-            }
-        }
+        let few = wanted.len() == 1 && wanted[0].bytes() <= SLOT_BYTES as u64;
+        let mut workers = Workers::new(|done| {
+            let worker = |lane: &Lane| lane.worker(few, done);
+            self.lanes.iter().map(worker).collect::<Result<Vec<Box<dyn Worker>>>>()
+        })?;
+        let sizes: Vec<_> = (0..self.lanes.len()).map(|number| self.sizes(number)).collect();
+        let lanes = self.lanes.iter_mut().zip(&sizes);
+        let mut allocators = Allocators {
+            lanes: lanes.map(|(lane, sizes)| lane.allocator(sizes)).collect(),
+            goals: &self.goals,
+            given: &mut self.given,
+            conversions: &self.conversions,
+            forms: &self.forms,
+        };
+        let to = Destination { device: &mut workers, allocator: &mut allocators };
+        run(sources, wanted, options, to, caller)
     }
+
+    /// The size of each target's memory, zero for those that are not a lane's to allocate.
+    fn sizes(&self, lane: usize) -> Vec<u64> {
+        let given = |target: usize| self.given.get(target).is_some_and(Option::is_some);
+        let theirs = |target: usize| self.goals.number(target) == lane && !given(target);
+        let sizes = self.forms.iter().enumerate();
+        sizes.map(|(target, form)| if theirs(target) { form.bytes() } else { 0 }).collect()
+    }
+}
+
+/// Whose turn it is to allocate a target.
+struct Allocators<'load> {
+    lanes: Vec<Box<dyn Allocator + 'load>>,
+    goals: &'load Goals,
+    given: &'load mut Vec<Option<Buffer>>,
+    conversions: &'load [Option<Conversion>],
+    forms: &'load [Form],
+}
+
+impl Allocator for Allocators<'_> {
+    fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
+        let conversion = self.conversions.get(target).copied().flatten();
+        let buffer = if let Some(given) = self.given.get_mut(target).and_then(Option::take) {
+            given
+        } else {
+            let converted = || usize::try_from(self.forms[target].bytes()).unwrap_or(usize::MAX);
+            let bytes = if conversion.is_some() { converted() } else { bytes };
+            self.lanes[self.goals.number(target)].allocate(target, bytes)?
+        };
+        Ok(match (buffer, conversion) {
+            (Buffer::Cuda(buffer), Some(how)) => Buffer::Cuda(buffer.converting(how)),
+            (buffer, _) => buffer,
+        })
+    }
+}
+
+/// The conversions that kernels do; the forms become what they make. An element that two reads share
+/// is not theirs.
+fn convert(targets: &mut Targets, goals: &Goals) -> Result<Vec<Option<Conversion>>> {
+    let Targets { wanted, forms, dtypes } = targets;
+    if forms.iter().zip(&*dtypes).all(|(form, dtype)| form.dtype == *dtype) {
+        return Ok(Vec::new());
+    }
+    let able = goals.all.iter().map(|goal| goal.has_kernels()).collect::<Result<Vec<_>>>()?;
+    let conversion = |(target, form): (usize, &mut Form)| {
+        let known = Conversion::new(form.dtype, dtypes[target]);
+        let known = known.filter(|_| able[goals.number(target)])?;
+        if !wanted[target].begin.is_multiple_of(known.width() as u64) {
+            return None;
+        }
+        form.dtype = dtypes[target];
+        Some(known)
+    };
+    Ok(forms.iter_mut().enumerate().map(conversion).collect())
+}
+
+/// A tensor of the type that is wanted; torch converts what is not yet of it.
+pub(crate) fn of_type(
+    tensor: Bound<'_, PyAny>,
+    is: Dtype,
+    wanted: Dtype,
+) -> PyResult<Bound<'_, PyAny>> {
+    if is == wanted {
+        return Ok(tensor);
+    }
+    tensor.call_method1("to", (torch_type(tensor.py(), wanted)?,))
 }
 
 /// The tensor of a target that was delivered.
 pub(crate) fn to_tensor<'py>(
     py: Python<'py>,
-    made: Option<&Made>,
+    made: &Made,
     target: usize,
     buffer: Buffer,
     form: Form,
 ) -> PyResult<Bound<'py, PyAny>> {
-    match made {
-        Some(made) => take(py, made, target),
+    match take(py, made, target) {
+        Some(made) => Ok(made),
         None => to_torch(py, Tensor { memory: TensorMemory::Owned(buffer), form }),
     }
 }
@@ -146,20 +221,23 @@ pub(crate) fn to_tensor<'py>(
 pub(crate) fn fetch<'py>(
     py: Python<'py>,
     sources: &Sources,
-    targets: Targets,
-    manner: Manner,
+    mut targets: Targets,
+    manner: &Manner,
     progress: Option<Py<PyAny>>,
 ) -> Result<(Vec<Bound<'py, PyAny>>, Report)> {
-    let Targets { wanted, forms } = targets;
+    let mut ready = Ready::new(py, manner, &mut targets)?;
+    ready.make_room(py)?;
+    let Targets { wanted, forms, dtypes } = targets;
     let mut collector = Collector::new(&wanted, progress);
-    let mut ready = Ready::new(py, manner.goal, &forms)?;
     let made = ready.made();
     let report = py.detach(|| ready.run(sources, wanted, manner.options, &mut collector))?;
     let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
     let _pause = CollectorPause::begin(py)?;
     let mut tensors = Vec::with_capacity(forms.len());
     for (target, (buffer, form)) in collector.take().into_iter().zip(forms).enumerate() {
-        tensors.push(to_tensor(py, made.as_ref(), target, buffer.ok_or_else(gone)?, form)?);
+        let dtype = form.dtype;
+        let tensor = to_tensor(py, &made, target, buffer.ok_or_else(gone)?, form)?;
+        tensors.push(of_type(tensor, dtype, dtypes[target])?);
     }
     collector.finish(py)?;
     Ok((tensors, report))

@@ -11,7 +11,7 @@ use crate::checkpoint::engine::Options;
 use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Place, Shard, Storage};
 use crate::error::Error;
 use crate::format::Dtype;
-use crate::python::destination::Goal;
+use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Targets, fetch};
 use crate::python::load::{FileName, backend_for, to_dict};
 use crate::python::report::remember;
@@ -38,13 +38,12 @@ fn one_tensor<'py>(
     shard: &Shard,
     index: usize,
     rows: Option<Range<u64>>,
-    manner: Manner,
+    manner: &Manner,
 ) -> PyResult<Bound<'py, PyAny>> {
     let Storage::Engine(source) = &shard.storage else {
         return to_torch(py, shard.mapped(index)?);
     };
-    let (wanted, form) = shard.wanted(index, rows)?;
-    let targets = Targets { wanted: vec![wanted], forms: vec![form] };
+    let targets = Targets::new(vec![shard.wanted(index, rows)?], None);
     let fetched = fetch(py, &Arc::from([Arc::clone(source)]), targets, manner, None);
     let name = |_| shard.header.tensor(index).map_or("", |info| info.name).to_owned();
     let (tensors, _) = fetched.map_err(|error| error.named(name))?;
@@ -55,15 +54,14 @@ fn one_tensor<'py>(
 #[pymethods]
 impl Handle {
     #[new]
-    #[pyo3(signature = (filename, backend, device=None, allocator="torch"))]
+    #[pyo3(signature = (filename, backend, device=None))]
     fn new(
         py: Python<'_>,
         filename: FileName,
         backend: &str,
         device: Option<usize>,
-        allocator: &str,
     ) -> PyResult<Self> {
-        let goal = Goal::new(device, allocator)?;
+        let goal = Goal::new(device, Memory::Torch);
         let backend = backend_for(goal, backend);
         let shard = py.detach(|| match backend {
             Backend::Mapped => Shard::open_mapped(&filename.0),
@@ -71,7 +69,8 @@ impl Handle {
         })?;
         import_torch(py)?;
         let checkpoint = Checkpoint { shards: vec![shard] };
-        let manner = Manner { goal, options: Options::with_cache(CachePolicy::Auto) };
+        let options = Options::with_cache(CachePolicy::Auto);
+        let manner = Manner { goals: Goals::one(goal), options, dtype: None };
         Ok(Self { opened: Mutex::new(Some(Arc::new(checkpoint))), manner })
     }
 
@@ -100,7 +99,7 @@ impl Handle {
     fn get_tensor<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let checkpoint = self.opened()?;
         let shard = &checkpoint.shards[0];
-        one_tensor(py, shard, shard.find(name)?, None, self.manner)
+        one_tensor(py, shard, shard.find(name)?, None, &self.manner)
     }
 
     /// All tensors by name, in file order.
@@ -108,7 +107,7 @@ impl Handle {
         let began = Instant::now();
         let checkpoint = self.opened()?;
         let places: Vec<Place> = checkpoint.places().collect();
-        let (dict, mut report) = to_dict(py, &checkpoint, &places, self.manner, None)?;
+        let (dict, mut report) = to_dict(py, &checkpoint, &places, &self.manner, None)?;
         report.seconds.total = began.elapsed().as_secs_f64();
         report.seconds.load = report.seconds.total - report.seconds.plan;
         remember(py, report);
@@ -120,7 +119,7 @@ impl Handle {
     fn get_slice(&self, name: &str) -> PyResult<TensorSlice> {
         let checkpoint = self.opened()?;
         let index = checkpoint.shards[0].find(name)?;
-        Ok(TensorSlice { checkpoint, index, manner: self.manner })
+        Ok(TensorSlice { checkpoint, index, manner: self.manner.clone() })
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -174,9 +173,9 @@ impl TensorSlice {
         };
         match rows {
             Some((rows, rest)) => {
-                one_tensor(py, shard, self.index, Some(rows), self.manner)?.get_item(rest)
+                one_tensor(py, shard, self.index, Some(rows), &self.manner)?.get_item(rest)
             }
-            None => one_tensor(py, shard, self.index, None, self.manner)?.get_item(index),
+            None => one_tensor(py, shard, self.index, None, &self.manner)?.get_item(index),
         }
     }
 }

@@ -13,13 +13,15 @@ use crate::checkpoint::{Backend, Checkpoint, Location, Place, Shard, Storage};
 use crate::device::Destination;
 use crate::device::null::{NullAllocator, NullDevice};
 use crate::error::Error;
+use crate::format::Dtype;
+use crate::format::dtype::FLOATING;
 use crate::plan::Wanted;
 use crate::python::collector::{Collector, CollectorPause};
-use crate::python::destination::Goal;
+use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::errors::Result;
-use crate::python::fetch::{Manner, Targets, fetch};
+use crate::python::fetch::{Manner, Targets, fetch, of_type};
 use crate::python::report::{PyReport, remember};
-use crate::python::tensor::{import_torch, to_torch};
+use crate::python::tensor::{import_torch, to_torch, torch_type};
 use crate::reader::CachePolicy;
 use crate::report::{Report, Seconds};
 use crate::ring::Ring;
@@ -54,6 +56,27 @@ pub(crate) fn backend_for(goal: Goal, name: &str) -> Backend {
     }
 }
 
+/// The type that numbers shall have, by torch's object.
+pub(crate) fn dtype_of(py: Python<'_>, dtype: Option<Py<PyAny>>) -> PyResult<Option<Dtype>> {
+    let Some(wanted) = dtype else { return Ok(None) };
+    match floating_type(wanted.bind(py))? {
+        None => Err(PyValueError::new_err(format!(
+            "dtype {wanted} is invalid (expected a floating-point type of torch)"
+        ))),
+        known => Ok(known),
+    }
+}
+
+/// Torch's object for a type of plain numbers, as ours.
+pub(crate) fn floating_type(object: &Bound<'_, PyAny>) -> PyResult<Option<Dtype>> {
+    for dtype in FLOATING {
+        if object.is(&torch_type(object.py(), dtype)?) {
+            return Ok(Some(dtype));
+        }
+    }
+    Ok(None)
+}
+
 /// The policy of a name.
 pub(crate) fn cache_of(name: &str) -> PyResult<CachePolicy> {
     match name {
@@ -80,18 +103,22 @@ pub(crate) fn to_dict<'py>(
     py: Python<'py>,
     checkpoint: &Checkpoint,
     places: &[Place],
-    manner: Manner,
+    manner: &Manner,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<(Bound<'py, PyDict>, Report)> {
     let sources = sources_of(checkpoint);
-    let targets = targets_of(checkpoint, places)?;
+    let targets = targets_of(checkpoint, places, manner.dtype)?;
     let (tensors, report) = if sources.is_empty() {
         let _pause = CollectorPause::begin(py)?;
         let report = mapped_report(checkpoint, &targets.wanted);
         let mut collector = Collector::new(&targets.wanted, progress);
-        let tensor =
-            |place: &Place| to_torch(py, checkpoint.shards[place.shard].mapped(place.tensor)?);
-        let tensors = places.iter().map(tensor).collect::<PyResult<Vec<_>>>()?;
+        let tensor = |(place, wanted): (&Place, &Dtype)| {
+            let mapped = checkpoint.shards[place.shard].mapped(place.tensor)?;
+            let dtype = mapped.form.dtype;
+            of_type(to_torch(py, mapped)?, dtype, *wanted)
+        };
+        let tensors = places.iter().zip(&targets.dtypes);
+        let tensors = tensors.map(tensor).collect::<PyResult<Vec<_>>>()?;
         collector.finish(py)?;
         (tensors, report)
     } else {
@@ -107,10 +134,13 @@ pub(crate) fn to_dict<'py>(
 }
 
 /// What the engine has to read for places of a checkpoint.
-pub(crate) fn targets_of(checkpoint: &Checkpoint, places: &[Place]) -> Result<Targets> {
+pub(crate) fn targets_of(
+    checkpoint: &Checkpoint,
+    places: &[Place],
+    dtype: Option<Dtype>,
+) -> Result<Targets> {
     let all: Result<Vec<_>> = places.iter().map(|&place| checkpoint.wanted(place)).collect();
-    let (wanted, forms) = all?.into_iter().unzip();
-    Ok(Targets { wanted, forms })
+    Ok(Targets::new(all?, dtype))
 }
 
 fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {
@@ -139,7 +169,19 @@ struct Wish {
     backend: Backend,
     manner: Manner,
     filter: Option<Py<PyAny>>,
+    /// Called with a name, gives the number of a GPU or none for the host; instead of one goal.
+    place: Option<(Py<PyAny>, Memory)>,
     progress: Option<Py<PyAny>>,
+}
+
+impl Wish {
+    /// For all tensors, and one goal.
+    fn new(goal: Goal, backend: &str, cache: CachePolicy, dtype: Option<Dtype>) -> Self {
+        let goals = Goals::one(goal);
+        let manner = Manner { goals, options: Options::with_cache(cache), dtype };
+        let backend = backend_for(goal, backend);
+        Self { backend, manner, filter: None, place: None, progress: None }
+    }
 }
 
 /// Loads what a location holds, as far as the filter wants it.
@@ -149,11 +191,20 @@ fn load(
     wish: Wish,
 ) -> PyResult<Bound<'_, PyDict>> {
     let began = Instant::now();
-    let checkpoint = py.detach(|| Checkpoint::open(&location()?, wish.backend))?;
+    let Wish { backend, mut manner, filter, place, progress } = wish;
+    let checkpoint = py.detach(|| Checkpoint::open(&location()?, backend))?;
     import_torch(py)?;
     let opened = Instant::now();
-    let places = select(py, &checkpoint, wish.filter)?;
-    let (dict, report) = to_dict(py, &checkpoint, &places, wish.manner, wish.progress)?;
+    let places = select(py, &checkpoint, filter)?;
+    if let Some((place, memory)) = place {
+        let goal_of = |name: &str| {
+            let ordinal: Option<usize> = place.bind(py).call1((name,))?.extract()?;
+            Ok(Goal::new(ordinal, memory))
+        };
+        let goals = places.iter().map(|&place| goal_of(checkpoint.name(place)));
+        manner.goals = Goals::each(goals.collect::<PyResult<Vec<_>>>()?);
+    }
+    let (dict, report) = to_dict(py, &checkpoint, &places, &manner, progress)?;
     remember(py, close(report, began, opened));
     py.detach(|| checkpoint.shards.iter().for_each(Shard::read_ahead_if_cold));
     Ok(dict)
@@ -177,24 +228,26 @@ pub(crate) fn select(
 
 /// All tensors of one file, in file order.
 #[pyfunction]
-#[pyo3(signature = (filename, backend, device=None, allocator="torch"))]
+#[pyo3(signature = (filename, backend, device=None, allocator="torch", dtype=None))]
+#[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_file<'py>(
     py: Python<'py>,
     filename: FileName,
     backend: &str,
     device: Option<usize>,
     allocator: &str,
+    dtype: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let goal = Goal::new(device, allocator)?;
-    let manner = Manner { goal, options: Options::with_cache(CachePolicy::Auto) };
-    let backend = backend_for(goal, backend);
-    let wish = Wish { backend, manner, filter: None, progress: None };
+    let goal = Goal::new(device, Memory::new(allocator)?);
+    let wish = Wish::new(goal, backend, CachePolicy::Auto, dtype_of(py, dtype)?);
     load(py, || Ok(Location::of_files(vec![filename.0])), wish)
 }
 
-/// All tensors of a checkpoint that the filter wants.
+/// All tensors of a checkpoint that the filter wants, on one device or where `place` says.
 #[pyfunction]
-#[pyo3(signature = (paths, backend, cache, filter, progress, device=None, allocator="torch"))]
+#[pyo3(signature = (
+    paths, backend, cache, filter, progress, device=None, allocator="torch", dtype=None, place=None
+))]
 #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_checkpoint<'py>(
     py: Python<'py>,
@@ -205,11 +258,14 @@ pub(crate) fn load_checkpoint<'py>(
     progress: Option<Py<PyAny>>,
     device: Option<usize>,
     allocator: &str,
+    dtype: Option<Py<PyAny>>,
+    place: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    let goal = Goal::new(device, allocator)?;
-    let manner = Manner { goal, options: Options::with_cache(cache_of(cache)?) };
-    let wish = Wish { backend: backend_for(goal, backend), manner, filter, progress };
-    load(py, || location_of(paths), wish)
+    let memory = Memory::new(allocator)?;
+    let goal = Goal::new(device, memory);
+    let wish = Wish::new(goal, backend, cache_of(cache)?, dtype_of(py, dtype)?);
+    let place = place.map(|place| (place, memory));
+    load(py, || location_of(paths), Wish { filter, place, progress, ..wish })
 }
 
 /// One path is looked at for what it is; several are files.
@@ -232,8 +288,9 @@ pub(crate) fn load_bytes<'py>(
     let began = Instant::now();
     let checkpoint = Checkpoint { shards: vec![shard] };
     let places: Vec<Place> = checkpoint.places().collect();
-    let manner = Manner { goal: Goal::Host, options: Options::with_cache(CachePolicy::Keep) };
-    let (dict, report) = to_dict(py, &checkpoint, &places, manner, None)?;
+    let options = Options::with_cache(CachePolicy::Keep);
+    let manner = Manner { goals: Goals::one(Goal::Host), options, dtype: None };
+    let (dict, report) = to_dict(py, &checkpoint, &places, &manner, None)?;
     remember(py, close(report, began, began));
     Ok(dict)
 }

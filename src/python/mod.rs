@@ -7,6 +7,8 @@ mod destination;
 mod errors;
 mod fetch;
 mod handle;
+mod into;
+mod lanes;
 mod load;
 mod report;
 mod stream;
@@ -21,6 +23,8 @@ mod _native {
     use super::array::{DeviceArray, load_arrays};
     #[pymodule_export]
     use super::handle::{Handle, TensorSlice};
+    #[pymodule_export]
+    use super::into::load_into;
     #[pymodule_export]
     use super::load::{load_bytes, load_checkpoint, load_file, read_through, release};
     #[pymodule_export]

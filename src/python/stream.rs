@@ -17,9 +17,9 @@ use crate::device::Buffer;
 use crate::error::Error;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
-use crate::python::destination::{Goal, Made};
+use crate::python::destination::{Goal, Goals, Made, Memory};
 use crate::python::errors::Result;
-use crate::python::fetch::{Ready, Targets, to_tensor};
+use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
 use crate::python::load::{cache_of, location_of, select, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::import_torch;
@@ -92,7 +92,7 @@ struct Running {
     checkpoint: Arc<Checkpoint>,
     places: Vec<Place>,
     forms: Vec<Form>,
-    made: Option<Made>,
+    made: Made,
     events: Receiver<Event>,
     thread: JoinHandle<()>,
     process: u32,
@@ -120,16 +120,18 @@ impl Stream {
         allocator: &str,
     ) -> PyResult<Self> {
         let began = Instant::now();
-        let goal = Goal::new(device, allocator)?;
+        let goals = Goals::one(Goal::new(device, Memory::new(allocator)?));
         let options = Options::with_cache(cache_of(cache)?);
+        let manner = Manner { goals, options, dtype: None };
         let checkpoint =
             py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine).map(Arc::new))?;
         import_torch(py)?;
         let places = select(py, &checkpoint, filter)?;
         let waiting = Arc::new(Waiting::default());
         let (events_in, events) = unbounded();
-        let Targets { wanted, forms } = targets_of(&checkpoint, &places)?;
-        let mut ready = Ready::piecemeal(py, goal, &forms)?;
+        let mut targets = targets_of(&checkpoint, &places, None)?;
+        let mut ready = Ready::new(py, &manner, &mut targets)?;
+        let Targets { wanted, forms, .. } = targets;
         let made = ready.made();
         let sizes = wanted.iter().map(Wanted::bytes).collect();
         let sources = sources_of(&checkpoint);
@@ -198,12 +200,12 @@ impl Stream {
             let place = running.places[target];
             let checkpoint = &running.checkpoint;
             let form = running.forms[target].clone();
-            (checkpoint.name(place).to_owned(), form, running.made.clone())
+            (checkpoint.name(place).to_owned(), form, Arc::clone(&running.made))
         });
         let gone = || Error::Internal("a stream was closed while it was being read".to_owned());
         let (name, form, made) = parts.ok_or_else(gone)?;
         self.waiting.take(form.bytes());
-        Ok((name, to_tensor(py, made.as_ref(), target, buffer, form)?))
+        Ok((name, to_tensor(py, &made, target, buffer, form)?))
     }
 
     fn finish(&self, py: Python<'_>, outcome: Result<Report>) -> PyResult<()> {

@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
-use crate::device::Buffer;
-use crate::error::Result;
+use crate::device::{Buffer, CudaBuffer, HostBuffer};
+use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::python::errors::safetensor_error;
 use crate::tensor::{Form, Memory, Tensor};
@@ -178,6 +178,26 @@ pub(crate) fn to_torch(py: Python<'_>, tensor: Tensor) -> PyResult<Bound<'_, PyA
     };
     // Torch itself judges shapes without elements, which may be larger than it can address.
     if empty { made.call_method1("reshape", (PyTuple::new(py, &shape)?,)) } else { Ok(made) }
+}
+
+/// The memory of a contiguous tensor of torch's, to be filled. Who else uses it meanwhile is its
+/// user's to know, as with `Tensor.copy_`.
+pub(crate) fn memory_of(tensor: &Bound<'_, PyAny>, form: &Form) -> Result<Buffer> {
+    let contiguous = tensor.call_method0("is_contiguous")?.is_truthy()?;
+    let bytes: usize = tensor.getattr("nbytes")?.extract()?;
+    if !contiguous || bytes as u64 != form.bytes() {
+        return Err(Error::Internal("a tensor that cannot be filled as it lies".to_owned()));
+    }
+    let address: usize = tensor.call_method0("data_ptr")?.extract()?;
+    if tensor.getattr("is_cuda")?.is_truthy()? {
+        let ordinal = tensor.call_method0("get_device")?.extract()?;
+        return Ok(Buffer::Cuda(CudaBuffer::borrowed(ordinal, address as u64, bytes)));
+    }
+    let address = std::ptr::with_exposed_provenance_mut(address);
+    let owner = Box::new(tensor.clone().unbind());
+    // SAFETY: torch keeps so many bytes there as long as the tensor lives; that nobody else uses them
+    // is what a caller promises who has a tensor filled in place.
+    Ok(Buffer::Host(unsafe { HostBuffer::borrowed(address, bytes, owner) }))
 }
 
 /// Torch packs two four-bit elements in one of its own.

@@ -6,23 +6,16 @@ use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-use crate::config::{PIECES_MAX, SLOT_BYTES, SMALL_PIECE_BYTES};
+use crate::config::{SLOT_BYTES, SMALL_PIECE_BYTES, TABLE_BYTES};
 use crate::device::cuda::driver::Gpu;
-use crate::device::cuda::kernels::PIECE_BYTES;
+use crate::device::cuda::kernels::{Conversion, Kernel, PIECE_BYTES};
 use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::{Event, Stream};
-use crate::device::{Buffer, Device, Placed, Placement, Slot, worker_panicked};
+use crate::device::{Buffer, Job, Placed, Placement, Slot, Worker, worker_panicked};
 use crate::error::{Error, Result};
-
-struct Job {
-    tag: usize,
-    slot: Slot,
-    placements: Vec<Placement>,
-}
 
 /// A job whose copies were given to the driver, and the event after them.
 struct Begun {
@@ -30,40 +23,36 @@ struct Begun {
     event: Result<Event>,
 }
 
-/// One GPU as the destination of one load.
-#[derive(Debug)]
-pub(crate) struct CudaDevice {
-    jobs: Option<Sender<Job>>,
-    done: Receiver<Placed>,
-    threads: Vec<JoinHandle<()>>,
-    stream: Arc<Stream>,
+/// Copies slots to one GPU, by a stream of its own.
+pub(crate) struct CudaWorker {
+    hands: Hands,
+    done: Sender<Placed>,
     ordinal: usize,
-    in_flight: usize,
 }
 
-impl CudaDevice {
-    /// A stream and two threads. Copies wait for what `user` (a stream of torch's) was given before
+/// Who does the work.
+enum Hands {
+    /// A thread that begins copies, and one that waits for them.
+    Threads(Option<Sender<Job>>, Vec<JoinHandle<()>>),
+    /// The caller's, one slot after the other.
+    Callers(Box<Issuer>),
+}
+
+impl CudaWorker {
+    /// Two threads for a stream. Copies wait for what `user` (a stream of torch's) was given before
     /// them: the memory that torch hands out may still be in use there.
-    pub(crate) fn new(gpu: &'static Gpu, user: Option<Stream>) -> Result<Self> {
-        let stream = Arc::new(Stream::new(gpu)?);
+    pub(crate) fn new(
+        stream: &Arc<Stream>,
+        user: Option<Stream>,
+        done: &Sender<Placed>,
+    ) -> Result<Self> {
+        let gpu = stream.gpu();
         let (jobs, jobs_out) = unbounded();
         let (begun_in, begun) = unbounded();
         let (events_in, events) = unbounded();
-        let (done_in, done) = unbounded();
-        let copies = Arc::clone(&stream);
-        let issuing = spawn("sst-cuda-copy", move || {
-            let issuer = Issuer {
-                gpu,
-                stream: copies,
-                user,
-                ready: None,
-                staging: OnceCell::new(),
-                current: false,
-                events,
-            };
-            issuer.run(&jobs_out, &begun_in);
-        })?;
-        let copies = Arc::clone(&stream);
+        let issuer = Issuer::new(stream, user, events);
+        let issuing = spawn("sst-cuda-copy", move || issuer.run(&jobs_out, &begun_in))?;
+        let (copies, results) = (Arc::clone(stream), done.clone());
         let waiting = spawn("sst-cuda-wait", move || {
             // Where this fails, so does all that follows, and says so.
             let _current = gpu.make_current();
@@ -74,25 +63,24 @@ impl CudaDevice {
                     let _kept = events_in.send(event);
                     seen
                 });
-                let slot = if result.is_ok() || copies.synchronize().is_ok() {
-                    Some(job.slot)
-                } else {
-                    // The GPU may read it yet, for all that is known: it stays mapped for ever.
-                    Box::leak(Box::new(job.slot));
-                    None
-                };
-                if done_in.send(Placed { tag: job.tag, slot, result }).is_err() {
+                if results.send(placed(job, result, &copies)).is_err() {
                     break;
                 }
             }
         })?;
-        let (jobs, threads) = (Some(jobs), vec![issuing, waiting]);
-        Ok(Self { jobs, done, threads, stream, ordinal: gpu.ordinal(), in_flight: 0 })
+        let hands = Hands::Threads(Some(jobs), vec![issuing, waiting]);
+        Ok(Self { hands, done: done.clone(), ordinal: gpu.ordinal() })
     }
 
-    /// The stream of the copies, for memory that is allocated in its order.
-    pub(crate) fn stream(&self) -> Arc<Stream> {
-        Arc::clone(&self.stream)
+    /// For a single small tensor, which its caller copies: threads would cost more than they gain.
+    pub(crate) fn without_threads(
+        stream: &Arc<Stream>,
+        user: Option<Stream>,
+        done: &Sender<Placed>,
+    ) -> Self {
+        let (_never, events) = unbounded();
+        let hands = Hands::Callers(Box::new(Issuer::new(stream, user, events)));
+        Self { hands, done: done.clone(), ordinal: stream.gpu().ordinal() }
     }
 }
 
@@ -101,26 +89,42 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     thread.map_err(|error| Error::Internal(format!("no thread for {name}: {error}")))
 }
 
-impl Device for CudaDevice {
-    fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
-        self.in_flight += 1;
-        if let Some(jobs) = &self.jobs {
-            jobs.send(Job { tag, slot, placements }).expect("the issuer outlives the device");
+/// A job's slot back, once the driver has let go of it.
+fn placed(job: Job, result: Result<()>, copies: &Stream) -> Placed {
+    let Job { tag, slot, .. } = job;
+    if result.is_ok() || copies.synchronize().is_ok() {
+        return Placed { tag, slot: Some(slot), result };
+    }
+    // The GPU may read it yet, for all that is known: it stays mapped for ever.
+    Box::leak(Box::new(slot));
+    Placed { tag, slot: None, result }
+}
+
+impl Worker for CudaWorker {
+    fn begin(&mut self, mut job: Job) {
+        match &mut self.hands {
+            Hands::Threads(jobs, _) => {
+                if let Some(jobs) = jobs {
+                    jobs.send(job).expect("the issuer outlives the worker");
+                }
+            }
+            Hands::Callers(issuer) => {
+                let result = issuer.place(&mut job);
+                // Nobody listens any more where the load is gone.
+                let _sent = self.done.send(placed(job, result, &issuer.stream));
+            }
         }
     }
 
-    fn wait(&mut self, timeout: Duration) -> Option<Placed> {
-        let placed = self.done.recv_timeout(timeout).ok()?;
-        self.in_flight -= 1;
-        Some(placed)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.in_flight
+    fn fills(&self, buffer: &Buffer) -> bool {
+        matches!(buffer, Buffer::Cuda(buffer) if buffer.ordinal() == self.ordinal)
     }
 
     fn threads(&self) -> usize {
-        self.threads.len()
+        match &self.hands {
+            Hands::Threads(_, threads) => threads.len(),
+            Hands::Callers(_) => 0,
+        }
     }
 
     fn name(&self) -> String {
@@ -128,17 +132,19 @@ impl Device for CudaDevice {
     }
 }
 
-impl Drop for CudaDevice {
+impl Drop for CudaWorker {
     fn drop(&mut self) {
-        self.jobs = None;
-        for thread in self.threads.drain(..) {
-            // Neither thread panics: `issue` is caught, and the waiter only passes on.
-            let _ended = thread.join();
+        if let Hands::Threads(jobs, threads) = &mut self.hands {
+            *jobs = None;
+            for thread in threads.drain(..) {
+                // Neither thread panics: `issue` is caught, and the waiter only passes on.
+                let _ended = thread.join();
+            }
         }
     }
 }
 
-/// What the issuing thread works with.
+/// What begins copies.
 struct Issuer {
     gpu: &'static Gpu,
     stream: Arc<Stream>,
@@ -146,42 +152,50 @@ struct Issuer {
     ready: Option<Event>,
     /// None where there was no room for it.
     staging: OnceCell<Option<Staging>>,
-    current: bool,
+    /// Events that were waited for.
     events: Receiver<Event>,
 }
 
 impl Issuer {
+    fn new(stream: &Arc<Stream>, user: Option<Stream>, events: Receiver<Event>) -> Self {
+        let (stream, staging) = (Arc::clone(stream), OnceCell::new());
+        Self { gpu: stream.gpu(), stream, user, ready: None, staging, events }
+    }
+
+    /// Begins jobs, in a thread of its own.
     fn run(mut self, jobs: &Receiver<Job>, begun_in: &Sender<Begun>) {
+        let mut current = false;
         for mut job in jobs {
-            let begun = catch_unwind(AssertUnwindSafe(|| self.issue(&mut job)));
-            let event = begun.unwrap_or_else(|_| Err(worker_panicked("copy")));
+            let ready = if current { Ok(()) } else { self.gpu.make_current() };
+            current = ready.is_ok();
+            let event = ready.and_then(|()| self.issue_caught(&mut job));
             if begun_in.send(Begun { job, event }).is_err() {
                 break;
             }
         }
     }
 
+    /// Does a job from begin to end, in the caller's thread.
+    fn place(&mut self, job: &mut Job) -> Result<()> {
+        let _entered = self.gpu.enter()?;
+        self.issue_caught(job)?.synchronize()
+    }
+
+    fn issue_caught(&mut self, job: &mut Job) -> Result<Event> {
+        let begun = catch_unwind(AssertUnwindSafe(|| self.issue(job)));
+        begun.unwrap_or_else(|_| Err(worker_panicked("copy")))
+    }
+
     /// Gives a job's copies to the driver.
     fn issue(&mut self, job: &mut Job) -> Result<Event> {
-        if !self.current {
-            self.gpu.make_current()?;
-            self.current = true;
-        }
         job.slot.pin(self.gpu);
         self.wait_for_user()?;
-        let rides = |piece: &Placement| piece.bytes <= SMALL_PIECE_BYTES;
-        let small = job.placements.iter().filter(|piece| rides(piece)).count();
-        let together = (2..=PIECES_MAX).contains(&small)
-            && job.slot.pinned().device_address().is_some()
-            && self.gpu.kernels().is_ok()
-            && self.staging().is_some();
-        for piece in job.placements.iter().filter(|piece| !(together && rides(piece))) {
-            self.copy(target_of(piece)?, &job.slot, piece.slot_offset, piece.bytes)?;
+        let (staged, direct) = self.sorted(&job.placements);
+        for piece in direct {
+            self.copy(address_of(piece)?, &job.slot, piece.slot_offset, piece.bytes)?;
         }
-        if together {
-            let pieces: Vec<&Placement> =
-                job.placements.iter().filter(|piece| rides(piece)).collect();
-            self.scatter(&mut job.slot, &pieces)?;
+        if !staged.is_empty() {
+            self.place_staged(&mut job.slot, &staged)?;
         }
         let event = match self.events.try_recv() {
             Ok(used) => used,
@@ -203,6 +217,19 @@ impl Issuer {
         Ok(())
     }
 
+    /// Pieces that a kernel places, and pieces with a copy of their own.
+    fn sorted<'job>(
+        &self,
+        placements: &'job [Placement],
+    ) -> (Vec<&'job Placement>, Vec<&'job Placement>) {
+        let small = |piece: &Placement| piece.bytes <= SMALL_PIECE_BYTES;
+        let several = placements.iter().filter(|piece| small(piece)).nth(1).is_some();
+        let together = several && self.gpu.kernels().is_ok() && self.staging().is_some();
+        placements
+            .iter()
+            .partition(|piece| conversion_of(piece).is_some() || (together && small(piece)))
+    }
+
     fn copy(&self, target: u64, slot: &Slot, offset: usize, bytes: usize) -> Result<()> {
         let source = &slot.as_slice()[offset..offset + bytes];
         // SAFETY: the slot is this job's until the waiter has seen the event after its copies (or
@@ -213,31 +240,84 @@ impl Issuer {
     /// The address of the staging memory, made when it is first wanted; none where there is no room:
     /// then each piece has a copy of its own.
     fn staging(&self) -> Option<u64> {
-        let made = self.staging.get_or_init(|| Staging::new(&self.stream, SLOT_BYTES).ok());
-        made.as_ref().map(Staging::address)
+        let make = || Staging::new(&self.stream, SLOT_BYTES + TABLE_BYTES).ok();
+        self.staging.get_or_init(make).as_ref().map(Staging::address)
     }
 
-    /// Copies runs of small pieces to staging memory, from where one kernel places them all. The
-    /// next job's copies stand behind the kernel in the stream, so the staging memory is free.
-    fn scatter(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<()> {
-        let lost = || Error::Internal("staging memory that is not there".to_owned());
-        let staging = self.staging().ok_or_else(lost)?;
+    /// Copies runs of pieces to staging memory, from where kernels place them all. The next job's
+    /// copies stand behind the kernels in the stream, so the staging memory is free.
+    fn place_staged(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<()> {
+        let staging = self.staging().ok_or_else(|| self.gpu.no_room(SLOT_BYTES as u64))?;
         for run in runs(pieces) {
             self.copy(staging + run.0 as u64, slot, run.0, run.1 - run.0)?;
         }
-        let table = slot.table_mut();
-        for (entry, piece) in table.chunks_exact_mut(PIECE_BYTES).zip(pieces) {
-            let words = [target_of(piece)?, staging + piece.slot_offset as u64, piece.bytes as u64];
-            for (bytes, word) in entry.chunks_exact_mut(8).zip(words) {
-                bytes.copy_from_slice(&word.to_le_bytes());
-            }
-        }
-        let lost = || Error::Internal("a table of pieces that the GPU cannot read".to_owned());
-        let table = slot.table_address().ok_or_else(lost)?;
+        let tables = Tables::write(slot.table_mut(), staging, pieces)?;
+        let table = if let Some(address) = slot.table_address() {
+            address
+        } else {
+            let address = staging + SLOT_BYTES as u64;
+            // SAFETY: as in `copy`.
+            unsafe { self.stream.copy(address, &slot.table()[..tables.bytes])? }
+            address
+        };
         let kernels = self.gpu.kernels().map_err(|text| Error::Internal(text.to_owned()))?;
-        // SAFETY: as for `copy`; the table is part of the slot, and the staging memory is freed in the
-        // order of the stream, behind the kernel.
-        unsafe { kernels.scatter(self.gpu, &self.stream, table, pieces.len()) }
+        for (kernel, offset, count) in tables.launches() {
+            // SAFETY: as for `copy`; the table is part of the slot or of the staging memory, which
+            // is freed in the order of the stream, behind the kernels.
+            unsafe { kernels.launch(kernel, &self.stream, table + offset, count)? }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Issuer {
+    fn drop(&mut self) {
+        // What the caller's thread drops needs a context as well.
+        let _entered = self.gpu.enter();
+        self.ready = None;
+        self.staging.take();
+        self.events.try_iter().for_each(drop);
+    }
+}
+
+/// The tables of a slot's pieces, one behind the other: to be copied, and to be converted.
+struct Tables {
+    scattered: usize,
+    converted: usize,
+    bytes: usize,
+}
+
+impl Tables {
+    /// Writes them; pieces lie in staging memory as they lie in the slot.
+    fn write(table: &mut [u8], staging: u64, pieces: &[&Placement]) -> Result<Self> {
+        let mut tables = Self { scattered: 0, converted: 0, bytes: 0 };
+        let mut words = table.chunks_exact_mut(8);
+        let mut append = |values: &[u64]| {
+            for (word, value) in words.by_ref().take(values.len()).zip(values) {
+                word.copy_from_slice(&value.to_le_bytes());
+                tables.bytes += 8;
+            }
+        };
+        let source = |piece: &Placement| staging + piece.slot_offset as u64;
+        for piece in pieces.iter().filter(|piece| conversion_of(piece).is_none()) {
+            append(&[address_of(piece)?, source(piece), piece.bytes as u64]);
+            tables.scattered += 1;
+        }
+        for piece in pieces {
+            let Some(conversion) = conversion_of(piece) else { continue };
+            let elements = (piece.bytes / conversion.width()) as u64;
+            append(&[address_of(piece)?, source(piece), elements, conversion.kind()]);
+            tables.converted += 1;
+        }
+        Ok(tables)
+    }
+
+    /// Which kernels have something to do, where their tables begin, and how long these are.
+    fn launches(&self) -> impl Iterator<Item = (Kernel, u64, usize)> {
+        let behind = (self.scattered * PIECE_BYTES) as u64;
+        [(Kernel::Scatter, 0, self.scattered), (Kernel::Cast, behind, self.converted)]
+            .into_iter()
+            .filter(|&(_, _, count)| count > 0)
     }
 }
 
@@ -254,11 +334,25 @@ fn runs(pieces: &[&Placement]) -> Vec<(usize, usize)> {
     runs
 }
 
-/// The device address of a piece's place in its tensor.
-fn target_of(piece: &Placement) -> Result<u64> {
+/// How a piece is converted on its way.
+fn conversion_of(piece: &Placement) -> Option<Conversion> {
     match &piece.buffer {
-        Buffer::Cuda(buffer) if piece.buffer_offset + piece.bytes <= buffer.bytes() => {
-            Ok(buffer.address() + piece.buffer_offset as u64)
+        Buffer::Cuda(buffer) => buffer.conversion(),
+        Buffer::Host(_) => None,
+    }
+}
+
+/// The device address of a piece's place in its tensor.
+fn address_of(piece: &Placement) -> Result<u64> {
+    // In units of the file, and of the tensor; converted elements are two bytes.
+    let width = conversion_of(piece).map_or(2, Conversion::width);
+    let placed = |bytes: usize| bytes / width * 2 + bytes % width;
+    match &piece.buffer {
+        Buffer::Cuda(buffer)
+            if placed(piece.buffer_offset + piece.bytes) <= buffer.bytes()
+                && (width == 2 || (piece.buffer_offset | piece.bytes).is_multiple_of(width)) =>
+        {
+            Ok(buffer.address() + placed(piece.buffer_offset) as u64)
         }
         _ => Err(Error::Internal("a piece outside its tensor's device memory".to_owned())),
     }

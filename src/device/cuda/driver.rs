@@ -136,6 +136,12 @@ impl Gpu {
         Err(Error::DeviceMemory { ordinal: self.ordinal, wanted, free, total })
     }
 
+    /// The error where so many bytes could not be had.
+    pub(super) fn no_room(&self, wanted: u64) -> Error {
+        let (free, total) = self.memory().unwrap_or((0, 0));
+        Error::DeviceMemory { ordinal: self.ordinal, wanted, free, total }
+    }
+
     /// Whether its memory is the host's, so that what the driver calls free says little.
     fn shares_host_memory(&self) -> Result<bool> {
         let mut value = 0;
@@ -146,7 +152,7 @@ impl Gpu {
     }
 
     /// The kernels, loaded when they are first wanted, or why this driver does not take them.
-    pub(super) fn kernels(&self) -> std::result::Result<&Kernels, &str> {
+    pub(crate) fn kernels(&self) -> std::result::Result<&Kernels, &str> {
         let load = || Kernels::load(self).map_err(|error| error.to_string());
         self.kernels.get_or_init(load).as_ref().map_err(String::as_str)
     }

@@ -10,6 +10,7 @@ use crate::config::{PIECES_MAX, TABLE_BYTES};
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::stream::Stream;
 use crate::error::Result;
+use crate::format::Dtype;
 
 /// The text of `kernels/*.cu` as NVRTC made it, ended as C wants it.
 const PTX: &str = concat!(include_str!("../../../kernels/loader.ptx"), "\0");
@@ -17,15 +18,71 @@ const PTX: &str = concat!(include_str!("../../../kernels/loader.ptx"), "\0");
 const THREADS: u32 = 128;
 const BLOCKS_MAX: u32 = 1024;
 
+/// Blocks for pieces that may be as large as a slot: several share one where there are few.
+const CAST_BLOCKS: u32 = 2048;
+
 /// One piece for `scatter`, as in `kernels/types.cuh`: target, source, bytes, 8 bytes each.
 pub(super) const PIECE_BYTES: usize = 24;
 
-const _: () = assert!(TABLE_BYTES / PIECE_BYTES == PIECES_MAX);
+/// One piece for `cast`, as there: target, source, elements, kind, 8 bytes each.
+pub(super) const CAST_BYTES: usize = 32;
+
+const _: () = assert!(PIECES_MAX * CAST_BYTES <= TABLE_BYTES && PIECE_BYTES < CAST_BYTES);
+
+/// A conversion that a kernel does, on the way into a tensor; the result has two bytes an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conversion {
+    F32ToBf16,
+    F32ToF16,
+    F16ToBf16,
+    Bf16ToF16,
+}
+
+impl Conversion {
+    /// The conversion from one type to another, where there is a kernel for it.
+    pub(crate) fn new(from: Dtype, to: Dtype) -> Option<Self> {
+        match (from, to) {
+            (Dtype::F32, Dtype::Bf16) => Some(Self::F32ToBf16),
+            (Dtype::F32, Dtype::F16) => Some(Self::F32ToF16),
+            (Dtype::F16, Dtype::Bf16) => Some(Self::F16ToBf16),
+            (Dtype::Bf16, Dtype::F16) => Some(Self::Bf16ToF16),
+            _ => None,
+        }
+    }
+
+    /// Bytes of one element before it; after it they are two.
+    pub(crate) fn width(self) -> usize {
+        match self {
+            Self::F32ToBf16 | Self::F32ToF16 => 4,
+            Self::F16ToBf16 | Self::Bf16ToF16 => 2,
+        }
+    }
+
+    /// Its number in `kernels/types.cuh`.
+    pub(super) fn kind(self) -> u64 {
+        match self {
+            Self::F32ToBf16 => 0,
+            Self::F32ToF16 => 1,
+            Self::F16ToBf16 => 2,
+            Self::Bf16ToF16 => 3,
+        }
+    }
+}
+
+/// A kernel that takes a table of pieces.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kernel {
+    /// Copies each piece.
+    Scatter,
+    /// Converts each piece.
+    Cast,
+}
 
 /// The kernels of one GPU.
 #[derive(Debug)]
-pub(super) struct Kernels {
+pub(crate) struct Kernels {
     scatter: sys::CUfunction,
+    cast: sys::CUfunction,
 }
 
 // SAFETY: a function of a loaded module is no thread's, and the module is never unloaded.
@@ -41,17 +98,18 @@ impl Kernels {
         // SAFETY: the text ends with a zero byte and outlives the call; a context is current.
         let code = unsafe { sys::cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()) };
         gpu.check("cuModuleLoadData", code)?;
-        Ok(Self { scatter: function(gpu, module, c"scatter")? })
+        let (scatter, cast) = (function(gpu, module, c"scatter")?, function(gpu, module, c"cast")?);
+        Ok(Self { scatter, cast })
     }
 
     /// Begins to place pieces whose table lies at `table` in memory that the GPU can read.
     ///
     /// # Safety
-    /// Callers must guarantee that table, sources and targets stay until the stream has come to
-    /// what was recorded after this call.
-    pub(super) unsafe fn scatter(
+    /// Callers must guarantee that the table is one for this kernel, and that table, sources and
+    /// targets stay until the stream has come to what was recorded after this call.
+    pub(super) unsafe fn launch(
         &self,
-        gpu: &Gpu,
+        kernel: Kernel,
         stream: &Stream,
         table: u64,
         pieces: usize,
@@ -59,13 +117,17 @@ impl Kernels {
         let (mut table, mut count) = (table, u32::try_from(pieces).unwrap_or(u32::MAX));
         let mut arguments: [*mut c_void; 2] = [(&raw mut table).cast(), (&raw mut count).cast()];
         let blocks = count.clamp(1, BLOCKS_MAX);
+        let (function, sharing) = match kernel {
+            Kernel::Scatter => (self.scatter, 1),
+            Kernel::Cast => (self.cast, CAST_BLOCKS.div_ceil(blocks)),
+        };
         // SAFETY: the arguments have the kernel's types and are copied by the call; the rest is
         // this function's contract.
         let code = unsafe {
             sys::cuLaunchKernel(
-                self.scatter,
+                function,
                 blocks,
-                1,
+                sharing,
                 1,
                 THREADS,
                 1,
@@ -76,7 +138,7 @@ impl Kernels {
                 std::ptr::null_mut(),
             )
         };
-        gpu.check("cuLaunchKernel", code)
+        stream.gpu().check("cuLaunchKernel", code)
     }
 }
 

@@ -7,6 +7,7 @@ use cudarc::driver::sys;
 
 use crate::config::{DEVICE_ALIGNMENT_BYTES, SLAB_BYTES_MAX};
 use crate::device::cuda::driver::Gpu;
+use crate::device::cuda::kernels::Conversion;
 use crate::device::cuda::stream::Stream;
 use crate::device::{Allocator, Buffer};
 use crate::error::{Error, Result};
@@ -17,14 +18,26 @@ pub(crate) struct CudaBuffer {
     address: u64,
     bytes: usize,
     ordinal: usize,
+    /// How what is placed in it is converted on the way.
+    conversion: Option<Conversion>,
     /// The slab that it is part of; none where the memory is somebody else's, who keeps it.
     _slab: Option<Arc<Slab>>,
 }
 
 impl CudaBuffer {
     /// Memory that its owner keeps for as long as anybody here uses it.
-    pub(crate) fn borrowed(gpu: &Gpu, address: u64, bytes: usize) -> Self {
-        Self { address, bytes, ordinal: gpu.ordinal(), _slab: None }
+    pub(crate) fn borrowed(ordinal: usize, address: u64, bytes: usize) -> Self {
+        Self { address, bytes, ordinal, conversion: None, _slab: None }
+    }
+
+    /// The same memory, for what is to be converted on the way into it.
+    pub(crate) fn converting(self, conversion: Conversion) -> Self {
+        Self { conversion: Some(conversion), ..self }
+    }
+
+    /// How what is placed in it is converted on the way.
+    pub(super) fn conversion(&self) -> Option<Conversion> {
+        self.conversion
     }
 
     /// The address of its first byte.
@@ -129,7 +142,8 @@ pub(crate) struct SlabAllocator {
 
 impl SlabAllocator {
     /// For targets of those sizes, in the order in which they will be filled.
-    pub(crate) fn new(gpu: &'static Gpu, stream: Arc<Stream>, target_bytes: &[u64]) -> Self {
+    pub(crate) fn new(stream: &Arc<Stream>, target_bytes: &[u64]) -> Self {
+        let (gpu, stream) = (stream.gpu(), Arc::clone(stream));
         let (shares, slab_bytes) = share(target_bytes);
         let slabs = slab_bytes.iter().map(|_| None).collect();
         let mut waiting = vec![0; slab_bytes.len()];
@@ -156,7 +170,8 @@ impl Allocator for SlabAllocator {
             self.slabs[number] = Some(Arc::clone(&slab));
         }
         let (address, ordinal) = (slab.address() + offset, self.gpu.ordinal());
-        Ok(Buffer::Cuda(CudaBuffer { address, bytes, ordinal, _slab: Some(slab) }))
+        let (conversion, slab) = (None, Some(slab));
+        Ok(Buffer::Cuda(CudaBuffer { address, bytes, ordinal, conversion, _slab: slab }))
     }
 }
 

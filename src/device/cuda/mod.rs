@@ -3,7 +3,7 @@
 
 pub(crate) mod copy;
 pub(crate) mod driver;
-mod kernels;
+pub(crate) mod kernels;
 pub(crate) mod memory;
 mod pinned;
 pub(crate) mod stream;

@@ -4,7 +4,7 @@
 use cudarc::driver::sys::{self, CUresult};
 
 use crate::device::cuda::driver::Gpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// A stream of ours, or one that torch made and keeps.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     /// A stream that does not wait for the default stream.
-    pub(super) fn new(gpu: &'static Gpu) -> Result<Self> {
+    pub(crate) fn new(gpu: &'static Gpu) -> Result<Self> {
         let _entered = gpu.enter()?;
         let mut raw = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -37,6 +37,11 @@ impl Stream {
 
     pub(super) fn raw(&self) -> sys::CUstream {
         self.raw
+    }
+
+    /// The GPU that it is on.
+    pub(crate) fn gpu(&self) -> &'static Gpu {
+        self.gpu
     }
 
     /// An error where a graph is being captured: copies would become part of it.
@@ -86,9 +91,7 @@ impl Stream {
         // SAFETY: the stream is alive, the target outlives the call.
         let code = unsafe { sys::cuMemAllocAsync(&raw mut address, bytes, self.raw) };
         if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-            let (free, total) = self.gpu.memory()?;
-            let ordinal = self.gpu.ordinal();
-            return Err(Error::DeviceMemory { ordinal, wanted: bytes as u64, free, total });
+            return Err(self.gpu.no_room(bytes as u64));
         }
         self.gpu.check("cuMemAllocAsync", code).map(|()| address)
     }

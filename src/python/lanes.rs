@@ -1,0 +1,102 @@
+//! A load's way to one memory: who allocates there, and who copies to it.
+
+use std::sync::Arc;
+
+use crossbeam::channel::Sender;
+use pyo3::prelude::*;
+
+use crate::config::DEVICE_ALIGNMENT_BYTES;
+use crate::device::cuda::copy::CudaWorker;
+use crate::device::cuda::driver::Gpu;
+use crate::device::cuda::memory::SlabAllocator;
+use crate::device::cuda::stream::Stream;
+use crate::device::host::{HostAllocator, HostWorker};
+use crate::device::{Allocator, Placed, Worker};
+use crate::error::Result;
+use crate::python::destination::{Goal, Made, Memory, TorchAllocator, TorchGpu};
+use crate::tensor::Form;
+
+/// One memory, as the goals name it.
+pub(crate) enum Lane {
+    /// The host's.
+    Host,
+    /// Slabs on the GPU of a stream.
+    Slabs(Arc<Stream>),
+    /// Tensors of torch's.
+    Torch(Box<TorchLane>),
+}
+
+/// What it takes to fill tensors of torch's.
+pub(crate) struct TorchLane {
+    gpu: TorchGpu,
+    stream: Arc<Stream>,
+    allocator: TorchAllocator,
+}
+
+impl Lane {
+    /// Looks for the GPU.
+    pub(crate) fn new(
+        py: Python<'_>,
+        goal: Goal,
+        forms: &Arc<[Form]>,
+        made: &Made,
+    ) -> Result<Self> {
+        Ok(match goal {
+            Goal::Host => Self::Host,
+            Goal::Cuda(ordinal, Memory::Driver) => {
+                TorchGpu::refuse_capture(py, ordinal)?;
+                Self::Slabs(Arc::new(Stream::new(Gpu::open(ordinal)?)?))
+            }
+            Goal::Cuda(ordinal, Memory::Torch) => {
+                let gpu = TorchGpu::open(py, ordinal)?;
+                let stream = Arc::new(Stream::new(gpu.gpu)?);
+                let allocator = TorchAllocator::new(py, gpu.gpu, forms, made)?;
+                Self::Torch(Box::new(TorchLane { gpu, stream, allocator }))
+            }
+        })
+    }
+
+    /// Looks for room for tensors of those sizes, and has torch reserve it.
+    pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
+        match self {
+            Self::Host => Ok(()),
+            Self::Slabs(stream) => {
+                let rounded = |bytes: &u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
+                stream.gpu().check_room(sizes.iter().map(rounded).sum(), 0)
+            }
+            Self::Torch(lane) => lane.allocator.make_room(py, sizes),
+        }
+    }
+
+    /// For a thread of ours: what torch allocates in it belongs to the stream of the thread that
+    /// asked.
+    pub(crate) fn adopt_thread(&self) -> Result<()> {
+        match self {
+            Self::Host | Self::Slabs(_) => Ok(()),
+            Self::Torch(lane) => lane.gpu.adopt_thread(),
+        }
+    }
+
+    /// Who copies, with threads or, where there is but one small tensor, without.
+    pub(crate) fn worker(&self, few: bool, done: &Sender<Placed>) -> Result<Box<dyn Worker>> {
+        let (stream, user) = match self {
+            Self::Host if few => return Ok(Box::new(HostWorker::without_threads(done))),
+            Self::Host => return Ok(Box::new(HostWorker::new(done))),
+            Self::Slabs(stream) => (stream, None),
+            Self::Torch(lane) => (&lane.stream, Some(lane.gpu.stream())),
+        };
+        if few {
+            return Ok(Box::new(CudaWorker::without_threads(stream, user, done)));
+        }
+        Ok(Box::new(CudaWorker::new(stream, user, done)?))
+    }
+
+    /// Who allocates tensors of those sizes, by target.
+    pub(crate) fn allocator(&mut self, sizes: &[u64]) -> Box<dyn Allocator + '_> {
+        match self {
+            Self::Host => Box::new(HostAllocator),
+            Self::Slabs(stream) => Box::new(SlabAllocator::new(stream, sizes)),
+            Self::Torch(lane) => Box::new(&mut lane.allocator),
+        }
+    }
+}
