@@ -133,8 +133,12 @@ def test_with_a_working_torch_the_same_is_wrong(told_in: Callable[[str], Told], 
 @pytest.mark.parametrize(
     ("state", "advice"),
     {
+        "no driver": "install|nvidia-smi|--gpus",
         "a stub for a driver": "take its folder off LD_LIBRARY_PATH",
+        "too old a driver": "update|upgrade|install|CUDA 11.2",
+        "no devices": "CUDA_VISIBLE_DEVICES|nvidia-smi|--gpus",
         "a GPU beyond the last": "has 1 CUDA device",
+        "a GPU beyond any": "has 1 CUDA device",
     }.items(),
 )
 def test_what_to_do_is_told(told_in: Callable[[str], Told], state: str, advice: str) -> None:
@@ -187,7 +191,9 @@ def test_lost_in_the_middle(path: Path, way: str, copy: int) -> None:
     run_python(BREAKS, path, way, "cuMemcpyHtoDAsync_v2", copy, 999, "meanwhile")
 
 
-@pytest.mark.parametrize("code", [214, 700, 702, 710, 714, 715, 716, 719], ids=str)
+@pytest.mark.parametrize(
+    "code", [214, 220, 700, 702, 710, 714, 715, 716, 717, 718, 719, 999], ids=str
+)
 def test_after_a_crash_a_new_process_is_advised(path: Path, code: int) -> None:
     simulator.fail("cuMemcpyHtoDAsync_v2", 1, code, sticky=True)
     told = outcome(lambda: load_file(path, "cuda", allocator="driver"))
@@ -232,13 +238,13 @@ def test_torch_memory_in_a_capture(path: Path, mode: str) -> None:
     run_python(CAPTURED, path, MODES[mode], ",".join(TORCH_WAYS))
 
 
-@pytest.mark.parametrize("mode", ["of a thread", "relaxed"])
+@pytest.mark.parametrize("mode", MODES)
 def test_memory_of_ours_in_a_capture(path: Path, mode: str) -> None:
     """Loaded beside the capture or refused, the capture goes on and nothing is left."""
     run_python(CAPTURED, path, MODES[mode], ",".join(DRIVER_WAYS))
 
 
-@pytest.mark.parametrize("mode", ["relaxed"])
+@pytest.mark.parametrize("mode", MODES)
 def test_memory_of_ours_dropped_in_a_capture(path: Path, mode: str) -> None:
     """Freeing it must not spoil the capture, and must not be forgotten."""
     script = """
