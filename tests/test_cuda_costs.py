@@ -58,6 +58,7 @@ def test_small_tensors_share_a_copy_and_a_launch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_nothing_of_ours_is_left(large: Path, allocator: str) -> None:
     torch.cuda.empty_cache()
+    release()
     before = simulator.statistics()
     loaded = load_file(large, "cuda", allocator=allocator)
     del loaded
@@ -67,7 +68,7 @@ def test_nothing_of_ours_is_left(large: Path, allocator: str) -> None:
     for kind in ("streams", "events"):
         assert after[kind] == before[kind]
     assert after["devices"][0]["live_allocations"] == before["devices"][0]["live_allocations"]
-    assert after["pinned"]["live"] == 0
+    assert after["pinned"]["live"] == before["pinned"]["live"]
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -97,7 +98,7 @@ def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
         else:
             failed += 1
             assert issubclass(told.error, RuntimeError), told
-            assert "cuda:0" in told.words or "CUDA error" in told.words  # torch's own
+            assert "cuda:0" in told.words
         calls = simulator.statistics()["calls_total"]
         simulator.fail("*", 0, 0)
         if loaded:

@@ -118,16 +118,6 @@ impl TorchGpu {
         Ok(opened)
     }
 
-    /// Refuses while a graph is being captured on torch's stream, where torch uses the GPU.
-    pub(crate) fn refuse_capture(py: Python<'_>, ordinal: usize) -> Result<()> {
-        let modules = py.import("sys")?.getattr("modules")?;
-        let Ok(torch) = modules.get_item("torch") else { return Ok(()) };
-        if torch.getattr("cuda")?.call_method0("is_initialized")?.is_truthy()? {
-            Self::open(py, ordinal)?;
-        }
-        Ok(())
-    }
-
     /// That stream.
     pub(crate) fn stream(&self) -> Stream {
         Stream::of_torch(self.gpu, self.handle)

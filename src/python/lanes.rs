@@ -44,7 +44,6 @@ impl Lane {
         Ok(match goal {
             Goal::Host => Self::Host,
             Goal::Cuda(ordinal, Memory::Driver) => {
-                TorchGpu::refuse_capture(py, ordinal)?;
                 Self::Slabs(Arc::new(Stream::new(Gpu::open(ordinal)?)?))
             }
             Goal::Cuda(ordinal, Memory::Torch) => {
@@ -95,7 +94,7 @@ impl Lane {
     pub(crate) fn allocator(&mut self, sizes: &[u64]) -> Box<dyn Allocator + '_> {
         match self {
             Self::Host => Box::new(HostAllocator),
-            Self::Slabs(stream) => Box::new(SlabAllocator::new(stream, sizes)),
+            Self::Slabs(stream) => Box::new(SlabAllocator::new(stream.gpu(), sizes)),
             Self::Torch(lane) => Box::new(&mut lane.allocator),
         }
     }

@@ -6,7 +6,7 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use cudarc::driver::sys::{self, CUresult};
+use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode as CaptureMode};
 
 use crate::device::cuda::kernels::Kernels;
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 30] = [
+const SYMBOLS: [&str; 31] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetCount",
@@ -24,9 +24,10 @@ const SYMBOLS: [&str; 30] = [
     "cuCtxPushCurrent_v2",
     "cuCtxPopCurrent_v2",
     "cuCtxSetCurrent",
-    "cuCtxSynchronize",
     "cuGetErrorString",
     "cuMemGetInfo_v2",
+    "cuThreadExchangeStreamCaptureMode",
+    "cuMemAlloc_v2",
     "cuMemAllocAsync",
     "cuMemFree_v2",
     "cuMemFreeAsync",
@@ -67,7 +68,9 @@ impl Gpu {
     /// The GPU of that number, which must not have been in use before this process was forked.
     pub(crate) fn open(ordinal: usize) -> Result<&'static Self> {
         static GPUS: [OnceLock<Gpu>; GPUS_MAX] = [const { OnceLock::new() }; GPUS_MAX];
-        let place = GPUS.get(ordinal).ok_or_else(|| no_such_gpu(ordinal, GPUS_MAX))?;
+        let Some(place) = GPUS.get(ordinal) else {
+            return Err(no_such_gpu(ordinal, count(ordinal)?));
+        };
         if place.get().is_none() {
             let opened = Self::retain(ordinal)?;
             let _first_or_another_thread_was = place.set(opened);
@@ -77,16 +80,10 @@ impl Gpu {
     }
 
     fn retain(ordinal: usize) -> Result<Self> {
-        driver_is_complete(ordinal)?;
+        let count = count(ordinal)?;
         let check = |what, code| check(ordinal, what, code);
-        // SAFETY: the function is there, as are all below: `driver_is_complete` has seen them.
-        check("cuInit", unsafe { sys::cuInit(0) })?;
-        let mut count = 0;
-        // SAFETY: the target outlives the call.
-        check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
-        let number = i32::try_from(ordinal).ok().filter(|&number| number < count);
-        let number =
-            number.ok_or_else(|| no_such_gpu(ordinal, usize::try_from(count).unwrap_or(0)))?;
+        let number = i32::try_from(ordinal).ok().filter(|_| ordinal < count);
+        let number = number.ok_or_else(|| no_such_gpu(ordinal, count))?;
         let mut device = 0;
         // SAFETY: the target outlives the call.
         check("cuDeviceGet", unsafe { sys::cuDeviceGet(&raw mut device, number) })?;
@@ -106,14 +103,29 @@ impl Gpu {
     /// Makes its context the calling thread's, for good: for threads of ours.
     pub(super) fn make_current(&self) -> Result<()> {
         // SAFETY: the context is retained.
-        self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+        self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })?;
+        exchange_capture_mode(CaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        Ok(())
     }
 
     /// Makes its context the calling thread's, until the guard is dropped.
     pub(super) fn enter(&self) -> Result<Entered> {
         // SAFETY: the context is retained.
         self.check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.context) })?;
-        Ok(Entered(PhantomData))
+        let before = exchange_capture_mode(CaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED);
+        Ok(Entered(before, PhantomData))
+    }
+
+    /// Memory of the GPU; freeing it waits for all work that was given to the GPU before.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
+        let _entered = self.enter()?;
+        let mut address = 0;
+        // SAFETY: the target outlives the call, and a context is current.
+        let code = unsafe { sys::cuMemAlloc_v2(&raw mut address, bytes) };
+        if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+            return Err(self.no_room(bytes as u64));
+        }
+        self.check("cuMemAlloc", code).map(|()| address)
     }
 
     /// Bytes of its memory that are free, and all of them.
@@ -162,15 +174,35 @@ impl Gpu {
     }
 }
 
-/// A context made current; the one before comes back when this is dropped.
-pub(super) struct Entered(PhantomData<*const ()>);
+/// A context made current; the one before comes back when this is dropped, and so does the way in
+/// which graph captures watch this thread: what is done here is part of none, and may spoil none.
+pub(super) struct Entered(CaptureMode, PhantomData<*const ()>);
 
 impl Drop for Entered {
     fn drop(&mut self) {
+        exchange_capture_mode(self.0);
         let mut context = std::ptr::null_mut();
         // SAFETY: this thread pushed a context when this guard was made (it is not `Send`).
         let _popped = unsafe { sys::cuCtxPopCurrent_v2(&raw mut context) };
     }
+}
+
+/// Changes how captures watch this thread; gives how they did.
+fn exchange_capture_mode(mut mode: CaptureMode) -> CaptureMode {
+    // SAFETY: the target outlives the call, which fails for no mode that there is.
+    let _never = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) };
+    mode
+}
+
+/// How many GPUs there are, the driver initialised.
+fn count(ordinal: usize) -> Result<usize> {
+    driver_is_complete(ordinal)?;
+    // SAFETY: the function is there, as are all others: `driver_is_complete` has seen them.
+    check(ordinal, "cuInit", unsafe { sys::cuInit(0) })?;
+    let mut count = 0;
+    // SAFETY: the target outlives the call.
+    check(ordinal, "cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 fn driver_is_complete(ordinal: usize) -> Result<()> {
@@ -178,7 +210,11 @@ fn driver_is_complete(ordinal: usize) -> Result<()> {
     let missing = MISSING.get_or_init(|| {
         // SAFETY: loading the driver's library runs its initialisers, as using it will.
         if !unsafe { sys::is_culib_present() } {
-            return Some("no NVIDIA driver was found (libcuda.so.1)".to_owned());
+            return Some(
+                "no NVIDIA driver was found (libcuda.so.1); install one, or start the container \
+                 with access to the GPU (docker: --gpus all)"
+                    .to_owned(),
+            );
         }
         // SAFETY: the library was just seen to be there.
         let library = unsafe { sys::culib() };
@@ -187,7 +223,9 @@ fn driver_is_complete(ordinal: usize) -> Result<()> {
             unsafe { library.get::<*const c_void>(name.as_bytes()) }.is_err()
         };
         let lacking = SYMBOLS.iter().find(lacks)?;
-        Some(format!("the NVIDIA driver is too old: it has no {lacking}"))
+        Some(format!(
+            "the NVIDIA driver is too old: it has no {lacking}; update it (CUDA 11.2 or newer)"
+        ))
     });
     match missing {
         None => Ok(()),
@@ -196,7 +234,8 @@ fn driver_is_complete(ordinal: usize) -> Result<()> {
 }
 
 fn no_such_gpu(ordinal: usize, count: usize) -> Error {
-    let message = format!("invalid device ordinal: this host has {count} CUDA devices");
+    let devices = if count == 1 { "device" } else { "devices" };
+    let message = format!("invalid device ordinal: this host has {count} CUDA {devices}");
     Error::Device { ordinal, what: "device", message }
 }
 
@@ -219,6 +258,9 @@ fn check(ordinal: usize, what: &'static str, code: CUresult) -> Result<()> {
         CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED => {
             "; a CUDA graph is being captured: load before or after"
         }
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            "; see what nvidia-smi tells, and whether CUDA_VISIBLE_DEVICES hides the GPU"
+        }
         CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
         | CUresult::CUDA_ERROR_LAUNCH_FAILED
         | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
@@ -226,6 +268,10 @@ fn check(ordinal: usize, what: &'static str, code: CUresult) -> Result<()> {
         | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
         | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
         | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUresult::CUDA_ERROR_INVALID_PC
+        | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | CUresult::CUDA_ERROR_UNKNOWN
         | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE => {
             "; this process can no longer use the GPU (an earlier kernel failed?): start a new one"
         }

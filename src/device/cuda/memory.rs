@@ -64,8 +64,8 @@ pub(crate) struct Slab {
 }
 
 impl Slab {
-    pub(super) fn new(gpu: &'static Gpu, stream: &Stream, bytes: usize) -> Result<Self> {
-        Ok(Self { gpu, address: stream.allocate(bytes)? })
+    pub(super) fn new(gpu: &'static Gpu, bytes: usize) -> Result<Self> {
+        Ok(Self { gpu, address: gpu.allocate(bytes)? })
     }
 
     pub(super) fn address(&self) -> u64 {
@@ -75,23 +75,12 @@ impl Slab {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        // SAFETY: the address came from `Stream::allocate`, and nobody is left who knows it.
-        unsafe { free(self.gpu, self.address) }
-    }
-}
-
-/// Frees device memory once all that the GPU was given is done, whatever stream it was on.
-///
-/// # Safety
-/// Callers must guarantee that the address came from `Stream::allocate` and is freed once.
-unsafe fn free(gpu: &Gpu, address: u64) {
-    if let Ok(_entered) = gpu.enter() {
-        // Of memory that was allocated in the order of a stream the driver takes for granted that
-        // nobody uses it any more, so the wait is ours.
-        // SAFETY: a context is current.
-        let _idle_or_lost = unsafe { sys::cuCtxSynchronize() };
-        // SAFETY: by this function's contract. A context that is lost has freed it already.
-        let _freed = unsafe { sys::cuMemFree_v2(address) };
+        if let Ok(_entered) = self.gpu.enter() {
+            // SAFETY: the address came from `Gpu::allocate` and nobody is left who knows it; work that
+            // the GPU was given, on whatever stream, is waited for by this call. A context that is
+            // lost has freed it already.
+            let _freed = unsafe { sys::cuMemFree_v2(self.address) };
+        }
     }
 }
 
@@ -132,7 +121,6 @@ struct Share {
 #[derive(Debug)]
 pub(crate) struct SlabAllocator {
     gpu: &'static Gpu,
-    stream: Arc<Stream>,
     shares: Vec<Share>,
     slab_bytes: Vec<u64>,
     slabs: Vec<Option<Arc<Slab>>>,
@@ -142,15 +130,14 @@ pub(crate) struct SlabAllocator {
 
 impl SlabAllocator {
     /// For targets of those sizes, in the order in which they will be filled.
-    pub(crate) fn new(stream: &Arc<Stream>, target_bytes: &[u64]) -> Self {
-        let (gpu, stream) = (stream.gpu(), Arc::clone(stream));
+    pub(crate) fn new(gpu: &'static Gpu, target_bytes: &[u64]) -> Self {
         let (shares, slab_bytes) = share(target_bytes);
         let slabs = slab_bytes.iter().map(|_| None).collect();
         let mut waiting = vec![0; slab_bytes.len()];
         for share in &shares {
             waiting[share.slab] += 1;
         }
-        Self { gpu, stream, shares, slab_bytes, slabs, waiting }
+        Self { gpu, shares, slab_bytes, slabs, waiting }
     }
 }
 
@@ -162,7 +149,7 @@ impl Allocator for SlabAllocator {
         } else {
             let size = usize::try_from(self.slab_bytes[number].max(1));
             let size = size.map_err(|_| Error::Internal("a slab larger than memory".to_owned()))?;
-            Arc::new(Slab::new(self.gpu, &self.stream, size)?)
+            Arc::new(Slab::new(self.gpu, size)?)
         };
         self.waiting[number] -= 1;
         if self.waiting[number] > 0 {
