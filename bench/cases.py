@@ -155,6 +155,7 @@ ROWS = (
 )
 
 PEERS = ("stock-cuda", "prefetch", "fastsafetensors", "instanttensor", "runai")
+WARM_PEERS = (*PEERS, "instanttensor-buffered")
 FIRST = Target(1.0, "before every peer")
 
 #: Loads to a GPU, a real or a simulated one. Each ends when the caller has all tensors and the GPU
@@ -165,7 +166,7 @@ GPU_ROWS = (
         says="all shards to the GPU, warm, first load of the process",
         action="load_cuda",
         ours="ours-cuda",
-        others=PEERS,
+        others=WARM_PEERS,
         blocks=5,
         ceiling="link",
         target=FIRST,
@@ -175,7 +176,7 @@ GPU_ROWS = (
         says="the same, second load of the process",
         action="load_cuda",
         ours="ours-cuda",
-        others=PEERS,
+        others=WARM_PEERS,
         blocks=3,
         rehearse=True,
         ceiling="link",
@@ -202,6 +203,17 @@ GPU_ROWS = (
         rehearse=True,
         ceiling="link",
         target=Target(1 / 0.95, "95 % of the link"),
+    ),
+    Row(
+        name="gpu-loop",
+        says="one get_tensor after the other, by name, warm, second load, against the link",
+        action="loop_cuda",
+        ours="ours-cuda",
+        others=("link", "stock-cuda"),
+        blocks=5,
+        rehearse=True,
+        ceiling="link",
+        target=Target(1 / 0.8, "80 % of the link"),
     ),
     Row(
         name="gpu-cold",

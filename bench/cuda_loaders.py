@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
+    from typing import Any
 
     from torch import Tensor
 
@@ -27,6 +29,16 @@ class Cuda:
         """Waits until the GPU is idle: a load that is still on its way is no load."""
         self.torch.cuda.synchronize()
 
+    def _loop(
+        self, safe_open: Callable[..., AbstractContextManager[Any]], paths: Sequence[Path]
+    ) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for path in paths:
+            with safe_open(path, "pt", device=DEVICE) as handle:
+                tensors |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no dict
+        self.done()
+        return tensors
+
 
 class StockCuda(Cuda):
     """``safetensors.torch.load_file``."""
@@ -35,6 +47,11 @@ class StockCuda(Cuda):
         """Imports the package."""
         super().__init__()
         self._load_file = import_module("safetensors.torch").load_file
+        self._safe_open = import_module("safetensors").safe_open
+
+    def loop_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Asks for one tensor after the other, by name."""
+        return self._loop(self._safe_open, paths)
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads the files one after the other."""
@@ -53,7 +70,12 @@ class OursCuda(Cuda):
     def __init__(self) -> None:
         """Imports the package."""
         super().__init__()
-        self._load = import_module("safetensors_streaming").load_checkpoint
+        package = import_module("safetensors_streaming")
+        self._load, self._safe_open = package.load_checkpoint, package.safe_open
+
+    def loop_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Asks for one tensor after the other, by name."""
+        return self._loop(self._safe_open, paths)
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads all files by one plan."""
@@ -108,19 +130,34 @@ class FastSafetensors(Cuda):
 
 
 class InstantTensor(Cuda):
-    """InstantTensor, as it is by default: it clones, so that tensors outlive its buffer."""
+    """InstantTensor, as it is by default: it clones, so that tensors outlive its buffer.
+
+    It reads from the disk past the page cache, also what the cache holds.
+    """
+
+    policy: str | None = None
 
     def __init__(self) -> None:
         """Imports the package."""
         super().__init__()
-        self._safe_open = import_module("instanttensor").safe_open
+        package = import_module("instanttensor")
+        self._safe_open = package.safe_open
+        policies = package.BackendPolicy
+        self._how = {"backend": getattr(policies, self.policy)} if self.policy else {}
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads all files in their order."""
-        with self._safe_open([str(path) for path in paths], "pt", device=0) as file:
+        files = [str(path) for path in paths]
+        with self._safe_open(files, "pt", device=0, **self._how) as file:
             tensors: dict[str, Tensor] = dict(file.tensors())
         self.done()
         return tensors
+
+
+class InstantTensorBuffered(InstantTensor):
+    """InstantTensor reading through the page cache, as its authors advise for what is in it."""
+
+    policy = "BUFFERED"
 
 
 class RunAi(Cuda):
@@ -152,6 +189,10 @@ class Link(Cuda):
         size, kind = self.BLOCK_BYTES * self.BLOCKS, self.torch.uint8
         self._source = self.torch.empty(size, dtype=kind).fill_(1).pin_memory()
         self._target = self.torch.empty(size, dtype=kind, device=DEVICE)
+
+    def loop_cuda(self, paths: Sequence[Path]) -> None:
+        """The same, for whom a loop over tensors is measured."""
+        self.load_cuda(paths)
 
     def load_cuda(self, paths: Sequence[Path]) -> None:
         """Copies on a stream of its own; the last block may be a part."""

@@ -117,6 +117,9 @@ LOADERS = {
     "prefetch": Loader("safetensors", cuda_loaders.Prefetch, "safetensors-0.9"),
     "fastsafetensors": Loader("fastsafetensors", cuda_loaders.FastSafetensors, "fastsafetensors"),
     "instanttensor": Loader("instanttensor", cuda_loaders.InstantTensor, "instanttensor"),
+    "instanttensor-buffered": Loader(
+        "instanttensor-buffered", cuda_loaders.InstantTensorBuffered, "instanttensor"
+    ),
     "runai": Loader("runai_model_streamer", cuda_loaders.RunAi, "runai"),
 }
 

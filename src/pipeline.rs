@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::SIGNAL_INTERVAL;
 use crate::device::{Buffer, Destination, Placed, Placement, Slot};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, Read};
 use crate::reader::{Completion, Reader, Request};
 use crate::ring::Lease;
 use crate::source::Source;
@@ -20,6 +20,14 @@ pub(crate) trait Caller {
 
     /// Called now and then, at least every `SIGNAL_INTERVAL`; an error stops the load.
     fn check(&mut self, bytes_done: u64) -> Result<()>;
+
+    /// Whether a read may begin by now; asked again until it may.
+    fn admits(&mut self, _read: &Read) -> bool {
+        true
+    }
+
+    /// Waits for what lets the next read begin, at most a `SIGNAL_INTERVAL`: nothing is in flight.
+    fn wait(&mut self) {}
 }
 
 /// The parts of one load.
@@ -75,8 +83,12 @@ impl Load<'_, '_> {
         self.deliver_empty(progress)?;
         loop {
             self.caller.check(progress.bytes_done)?;
-            self.submit(progress);
+            let held_back = self.submit(progress);
             if self.reader.in_flight() == 0 && self.to.device.in_flight() == 0 {
+                if held_back {
+                    self.caller.wait();
+                    continue;
+                }
                 return Ok(());
             }
             while let Some(placed) = self.to.device.wait(Duration::ZERO) {
@@ -106,15 +118,21 @@ impl Load<'_, '_> {
         Ok(())
     }
 
-    fn submit(&mut self, progress: &mut Progress) {
+    /// Begins reads as long as there are slots and the caller admits them; tells whether it is the
+    /// caller who does not.
+    fn submit(&mut self, progress: &mut Progress) -> bool {
         while let Some(read) = self.plan.reads.get(progress.next_read) {
-            let Some(slot) = self.lease.take() else { return };
+            if !self.caller.admits(read) {
+                return true;
+            }
+            let Some(slot) = self.lease.take() else { return false };
             let tag = progress.next_read;
             let request =
                 Request { tag, shard: read.shard, offset: read.offset, bytes: read.bytes };
             self.reader.submit(request, slot);
             progress.next_read += 1;
         }
+        false
     }
 
     fn completed(&mut self, progress: &mut Progress, completion: Completion) -> Result<()> {

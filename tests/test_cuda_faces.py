@@ -3,15 +3,17 @@ memory, and loops over `get_tensor`."""
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from gpu import ALLOCATORS, NEEDS_GPU, SIMULATED, check
-from oracle import STOCK, bits, by_stock, same_tensor
-from process import run_python
+from oracle import STOCK, Entry, bits, by_stock, same_tensor, write_raw
+from process import busy, eventually, run_python
 from safetensors.torch import save_file
-from safetensors_streaming import last_report, load_checkpoint, load_file, load_into
+from safetensors_streaming import last_report, load_checkpoint, load_file, load_into, safe_open
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,3 +199,107 @@ def test_into_both_memories(large: Path) -> None:
     }
     load_into(target, large)
     assert all(bits(tensor) == bits(expected[name]) for name, tensor in target.items())
+
+
+# Loops over get_tensor.
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Several MiB in tensors of many sizes, empty, tiny and large ones; three in reverse order."""
+    sizes = [5, 70_000, 0, 3, 2 * MIB, 1, 9 * MIB + 5, 66_000, 40 * MIB, 11, 12, 13, 4 * MIB, 8]
+    entries = {f"t{i:02}": Entry("U8", [size]) for i, size in enumerate(sizes)}
+    entries |= {f"r{9 - i}": Entry("U8", [1000 + i]) for i in range(3)}
+    return write_raw(tmp_path / "many.safetensors", entries, misalign=5)
+
+
+def loop(path: Path, names: list[str]) -> None:
+    """Asks for tensors in that order, and compares each when all are there."""
+    expected = STOCK.load_file(path)
+    with safe_open(path, "pt", "cuda") as handle:
+        loaded = [(name, handle.get_tensor(name)) for name in names]
+    assert not busy()
+    for name, tensor in loaded:
+        assert bits(tensor) == bits(expected[name]), name
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_loops_by_name_and_as_in_the_file(many: Path) -> None:
+    with safe_open(many, "pt", "cuda") as handle:
+        by_name, as_in_the_file = handle.keys(), handle.offset_keys()
+    loop(many, by_name)
+    loop(many, as_in_the_file)
+    loop(many, by_name[::-1])
+    loop(many, [*by_name[:5], by_name[2], *by_name[5:], *by_name])
+    loop(many, by_name[3:8] * 3)
+
+
+def test_a_loop_that_reads_ahead_of_more_than_the_ring(large: Path) -> None:
+    loop(large, sorted(STOCK.load_file(large)))
+
+
+def test_a_loop_that_is_left(large: Path) -> None:
+    """What was read ahead is freed with the handle, and the thread ends."""
+    before = torch.cuda.memory_allocated()
+    with safe_open(large, "pt", "cuda") as handle:
+        for name in handle.keys()[:4]:
+            handle.get_tensor(name)
+        assert torch.cuda.memory_allocated() - before <= 64 * MIB
+    assert not busy()
+    assert torch.cuda.memory_allocated() == before
+    handle = safe_open(large, "pt", "cuda")
+    for name in handle.keys()[:4]:
+        handle.get_tensor(name)
+    del handle
+    assert not busy()
+
+
+def test_a_loop_that_pauses(large: Path) -> None:
+    """The thread does not wait for ever, and the loop goes on without it."""
+    expected = STOCK.load_file(large)
+    with safe_open(large, "pt", "cuda") as handle:
+        names = iter(handle.keys())
+        for _ in range(4):
+            handle.get_tensor(next(names))
+        assert busy()
+        assert eventually(lambda: not busy())
+        for name in names:
+            assert bits(handle.get_tensor(name)) == bits(expected[name])
+
+
+def test_loops_of_several_threads(large: Path) -> None:
+    expected = STOCK.load_file(large)
+    with safe_open(large, "pt", "cuda") as handle, ThreadPoolExecutor(4) as pool:
+        loaded = pool.map(lambda name: (name, handle.get_tensor(name)), sorted(expected) * 2)
+        for name, tensor in loaded:
+            assert bits(tensor) == bits(expected[name]), name
+
+
+def test_a_loop_on_changing_streams(large: Path) -> None:
+    expected = STOCK.load_file(large)
+    sides = [torch.cuda.Stream(), torch.cuda.Stream()]
+    with safe_open(large, "pt", "cuda") as handle:
+        for number, name in enumerate(handle.keys()):
+            with torch.cuda.stream(sides[number // 4 % 2]):
+                assert bits(handle.get_tensor(name)) == bits(expected[name])
+
+
+def test_a_file_that_is_cut_under_a_loop(many: Path) -> None:
+    """What is gone is told; what was there before is right."""
+    file = STOCK.load_file(many)
+    expected = {name: bits(tensor) for name, tensor in file.items() if tensor.nbytes}
+    del file
+    loaded = {}
+
+    def read(names: list[str]) -> None:
+        for name in names:
+            loaded[name] = handle.get_tensor(name)
+
+    with safe_open(many, "pt", "cuda") as handle:
+        names = list(expected)
+        read(names[:2])
+        os.truncate(many, many.stat().st_size - 3 * MIB)
+        with pytest.raises(OSError, match=r"many\.safetensors: wanted .* got"):
+            read(names[2:])
+    assert len(loaded) < len(expected)
+    assert all(bits(tensor) == expected[name] for name, tensor in loaded.items())

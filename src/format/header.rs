@@ -153,6 +153,17 @@ impl Header {
         self.by_name.get(found).map(|&index| index as usize)
     }
 
+    /// Where a place of the file stands among the sorted names.
+    pub(crate) fn rank(&self, place: usize) -> Option<usize> {
+        let name = self.tensor(place)?.name;
+        self.by_name.binary_search_by(|&index| self.name_at(index).cmp(name)).ok()
+    }
+
+    /// The places of all tensors, sorted by their names.
+    pub(crate) fn places_by_name(&self) -> &[u32] {
+        &self.by_name
+    }
+
     /// The free text of the header, later keys over earlier ones, or none.
     pub(crate) fn metadata(&self) -> Option<impl Iterator<Item = (&str, &str)>> {
         let pairs = self.metadata.as_ref()?;

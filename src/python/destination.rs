@@ -118,6 +118,11 @@ impl TorchGpu {
         Ok(opened)
     }
 
+    /// Whether another is the same GPU and stream.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.gpu.ordinal() == other.gpu.ordinal() && self.handle == other.handle
+    }
+
     /// That stream.
     pub(crate) fn stream(&self) -> Stream {
         Stream::of_torch(self.gpu, self.handle)

@@ -14,6 +14,7 @@ use crate::format::Dtype;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Targets, fetch};
 use crate::python::load::{FileName, backend_for, to_dict};
+use crate::python::read_ahead::Habit;
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, to_torch};
 use crate::reader::CachePolicy;
@@ -23,13 +24,32 @@ use crate::reader::CachePolicy;
 #[pyclass(frozen, subclass, module = "safetensors_streaming._native")]
 pub(crate) struct Handle {
     opened: Mutex<Option<Arc<Checkpoint>>>,
+    goal: Goal,
     manner: Manner,
+    habit: Mutex<Habit>,
 }
 
 impl Handle {
     fn opened(&self) -> PyResult<Arc<Checkpoint>> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(opened.ok_or_else(|| Error::Request("File is closed".to_owned()))?)
+    }
+
+    /// A tensor that was read ahead for a loop on a GPU. Whoever comes meanwhile from another thread
+    /// finds no habit.
+    fn read_ahead<'py>(
+        &self,
+        py: Python<'py>,
+        shard: &Shard,
+        place: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Goal::Cuda(ordinal, _) = self.goal else { return Ok(None) };
+        let habit = || self.habit.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut own = std::mem::take(&mut *habit());
+        let tensor = own.tensor(py, shard, ordinal, place)?;
+        let replaced = std::mem::replace(&mut *habit(), own);
+        drop(replaced);
+        Ok(tensor)
     }
 }
 
@@ -71,7 +91,8 @@ impl Handle {
         let checkpoint = Checkpoint { shards: vec![shard] };
         let options = Options::with_cache(CachePolicy::Auto);
         let manner = Manner { goals: Goals::one(goal), options, dtype: None };
-        Ok(Self { opened: Mutex::new(Some(Arc::new(checkpoint))), manner })
+        let (opened, habit) = (Mutex::new(Some(Arc::new(checkpoint))), Mutex::default());
+        Ok(Self { opened, goal, manner, habit })
     }
 
     /// The names of all tensors, sorted.
@@ -99,7 +120,11 @@ impl Handle {
     fn get_tensor<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyAny>> {
         let checkpoint = self.opened()?;
         let shard = &checkpoint.shards[0];
-        one_tensor(py, shard, shard.find(name)?, None, &self.manner)
+        let place = shard.find(name)?;
+        match self.read_ahead(py, shard, place)? {
+            Some(tensor) => Ok(tensor),
+            None => one_tensor(py, shard, place, None, &self.manner),
+        }
     }
 
     /// All tensors by name, in file order.
@@ -133,7 +158,8 @@ impl Handle {
         _traceback: Option<Bound<'_, PyAny>>,
     ) {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(opened);
+        let habit = std::mem::take(&mut *self.habit.lock().unwrap_or_else(PoisonError::into_inner));
+        drop((opened, habit));
     }
 }
 

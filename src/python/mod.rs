@@ -10,6 +10,7 @@ mod handle;
 mod into;
 mod lanes;
 mod load;
+mod read_ahead;
 mod report;
 mod stream;
 mod tensor;
