@@ -31,6 +31,7 @@ from oracle import (
 )
 from process import busy, eventually, run_python
 from safetensors_streaming import (
+    cuda,
     load_checkpoint,
     load_file,
     release,
@@ -297,8 +298,6 @@ def test_the_current_device_stays(sample: Path) -> None:
 
 
 def test_arrays_export_both_protocols(every_type: Path) -> None:
-    from safetensors_streaming import cuda  # noqa: PLC0415 - only here is it wanted
-
     arrays, expected = cuda.load_file(every_type), STOCK.load_file(every_type)
     assert arrays.keys() == expected.keys()
     for name, array in arrays.items():
@@ -318,3 +317,38 @@ def test_arrays_export_both_protocols(every_type: Path) -> None:
     survivor = torch.as_tensor(arrays["F32.700"], device="cuda")
     del arrays, array, viewed, taken
     assert bits(survivor) == bits(expected["F32.700"])
+
+
+def test_facts_of_a_gpu() -> None:
+    facts = cuda.gpu_facts(0)
+    assert facts.memory_total == torch.cuda.get_device_properties(0).total_memory
+    assert facts.memory_free is not None
+    assert 0 < facts.memory_free <= facts.memory_total
+    for now, most in [
+        (facts.pcie_generation, facts.pcie_generation_max),
+        (facts.pcie_width, facts.pcie_width_max),
+    ]:
+        assert (now is None) == (most is None)
+        assert now is None or most is None or 0 < now <= most
+    with pytest.raises(RuntimeError, match=r"cuda:9999: .*invalid device ordinal"):
+        cuda.gpu_facts(9999)
+
+
+@pytest.mark.skipif(not SIMULATED, reason="needs an NVML that can be told; ci/sim has one")
+@pytest.mark.parametrize(
+    ("env", "told"),
+    [
+        ({"SIMNVML_GEN": "1", "SIMNVML_WIDTH": "8", "SIMNVML_NUMA": "0"}, "1 5 8 16 0"),
+        ({"SIMNVML_NUMA": "-1"}, "5 5 16 16 None"),
+    ],
+)
+def test_facts_by_nvml(sample: Path, env: dict[str, str], told: str) -> None:
+    script = """
+        import sys
+        from safetensors_streaming import cuda
+        facts = cuda.gpu_facts()
+        print(facts.pcie_generation, facts.pcie_generation_max, facts.pcie_width,
+              facts.pcie_width_max, facts.numa_node)
+        assert cuda.load_file(sys.argv[1])
+    """
+    assert run_python(script, sample, env=env).strip() == told

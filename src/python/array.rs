@@ -10,6 +10,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use crate::checkpoint::engine::Options;
 use crate::checkpoint::{Backend, Checkpoint};
+use crate::device::cuda::driver::Gpu;
 use crate::device::{Buffer, CudaBuffer};
 use crate::error::Error;
 use crate::format::Dtype;
@@ -161,4 +162,19 @@ pub(crate) fn load_arrays<'py>(
     report.seconds.total = began.elapsed().as_secs_f64();
     remember(py, report);
     Ok(arrays)
+}
+
+/// What is known of a GPU and its place in the host, by name; None where something is not known.
+#[pyfunction]
+pub(crate) fn gpu_facts(py: Python<'_>, device: usize) -> PyResult<Bound<'_, PyDict>> {
+    let facts = py.detach(|| Gpu::open(device)?.facts())?;
+    let dict = PyDict::new(py);
+    dict.set_item("pcie_generation", facts.pcie_generation)?;
+    dict.set_item("pcie_generation_max", facts.pcie_generation_max)?;
+    dict.set_item("pcie_width", facts.pcie_width)?;
+    dict.set_item("pcie_width_max", facts.pcie_width_max)?;
+    dict.set_item("numa_node", facts.numa_node)?;
+    dict.set_item("memory_free", facts.memory_free)?;
+    dict.set_item("memory_total", facts.memory_total)?;
+    Ok(dict)
 }

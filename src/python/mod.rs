@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _native {
     #[pymodule_export]
-    use super::array::{DeviceArray, load_arrays};
+    use super::array::{DeviceArray, gpu_facts, load_arrays};
     #[pymodule_export]
     use super::handle::{Handle, TensorSlice};
     #[pymodule_export]

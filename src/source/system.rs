@@ -1,5 +1,5 @@
 //! The calls to the kernel that the standard library does not have, each as a safe function.
-#![expect(unsafe_code, reason = "statx, cachestat and sendfile have no safe wrapper")]
+#![expect(unsafe_code, reason = "these calls have no safe wrapper")]
 
 use std::fs::File;
 use std::io;
@@ -63,9 +63,94 @@ pub(crate) fn send(from: &File, offset: u64, to: &File, bytes: usize) -> io::Res
 }
 
 /// Drops a file's clean pages from the page cache.
+/// Moves memory to a NUMA node, where the kernel lets it be moved; a whole number of pages.
+pub(crate) fn move_to_node(memory: &mut [u8], node: u32) {
+    const PREFERRED: i32 = 1;
+    const MOVE: u32 = 2;
+    let Some(mask) = 1_u64.checked_shl(node) else { return };
+    // SAFETY: the memory and the mask outlive the call, which changes neither; refused, it costs speed.
+    let _moved = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            memory.as_mut_ptr(),
+            memory.len(),
+            PREFERRED,
+            &raw const mask,
+            u64::BITS,
+            MOVE,
+        )
+    };
+}
+
+/// Keeps the calling thread on the processors of a NUMA node, those that it may use anyway.
+pub(crate) fn stay_on_node(node: u32) {
+    let path = format!("/sys/devices/system/node/node{node}/cpulist");
+    let Ok(list) = std::fs::read_to_string(path) else { return };
+    // SAFETY: a set of processors is plain bits, and all zero is the empty set.
+    let (mut allowed, mut wanted): (libc::cpu_set_t, libc::cpu_set_t) =
+        unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: the target has the size that is told.
+    if unsafe { libc::sched_getaffinity(0, size, &raw mut allowed) } != 0 {
+        return;
+    }
+    for processor in processors(&list) {
+        // SAFETY: `processors` gives numbers that a set has.
+        if unsafe { libc::CPU_ISSET(processor, &allowed) } {
+            // SAFETY: as above.
+            unsafe { libc::CPU_SET(processor, &mut wanted) };
+        }
+    }
+    // SAFETY: the set has the size that is told. An empty one is refused, and nothing changes.
+    let _kept = unsafe { libc::sched_setaffinity(0, size, &raw const wanted) };
+}
+
+/// The numbers in a list as `0-3,8`, as far as a set of processors has them.
+fn processors(list: &str) -> impl Iterator<Item = usize> {
+    let max = libc::CPU_SETSIZE.unsigned_abs() as usize;
+    let range = |part: &str| {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        Some(from.trim().parse::<usize>().ok()?..=to.trim().parse::<usize>().ok()?)
+    };
+    let ranges: Vec<_> = list.split(',').filter_map(range).collect();
+    ranges.into_iter().flatten().take_while(move |&processor| processor < max)
+}
+
 #[cfg(test)]
 pub(crate) fn drop_cache(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the call touches no memory.
     let status = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     assert_eq!(status, 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{move_to_node, processors, stay_on_node};
+    use crate::config;
+
+    #[test]
+    fn lists_of_processors() {
+        assert_eq!(processors("0-3,8,10-11\n").collect::<Vec<_>>(), [0, 1, 2, 3, 8, 10, 11]);
+        assert_eq!(processors("\n").count(), 0);
+        assert_eq!(processors("1-4000000000").count(), 1023);
+    }
+
+    #[test]
+    fn a_thread_and_its_memory_stay_what_they_are_on_a_node_and_on_none() {
+        let before = config::processors();
+        for node in [0, 63, 64, 4000] {
+            let mut memory = memmap2::MmapMut::map_anon(1 << 16).unwrap();
+            memory.fill(7);
+            move_to_node(&mut memory, node);
+            assert!(memory.iter().all(|&byte| byte == 7));
+            std::thread::Builder::new()
+                .spawn(move || {
+                    stay_on_node(node);
+                    assert!((1..=before).contains(&config::processors()));
+                })
+                .unwrap()
+                .join()
+                .unwrap();
+        }
+    }
 }

@@ -16,6 +16,7 @@ use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::{Event, Stream};
 use crate::device::{Buffer, Job, Placed, Placement, Slot, Worker, worker_panicked};
 use crate::error::{Error, Result};
+use crate::source::system::stay_on_node;
 
 /// A job whose copies were given to the driver, and the event after them.
 struct Begun {
@@ -51,9 +52,13 @@ impl CudaWorker {
         let (begun_in, begun) = unbounded();
         let (events_in, events) = unbounded();
         let issuer = Issuer::new(stream, user, events);
-        let issuing = spawn("sst-cuda-copy", move || issuer.run(&jobs_out, &begun_in))?;
+        let issuing = spawn("sst-cuda-copy", move || {
+            gpu.node().into_iter().for_each(stay_on_node);
+            issuer.run(&jobs_out, &begun_in);
+        })?;
         let (copies, results) = (Arc::clone(stream), done.clone());
         let waiting = spawn("sst-cuda-wait", move || {
+            gpu.node().into_iter().for_each(stay_on_node);
             // Where this fails, so does all that follows, and says so.
             let _current = gpu.make_current();
             for Begun { job, event } in begun {

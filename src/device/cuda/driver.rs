@@ -8,18 +8,23 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode as CaptureMode};
 
+use crate::device::cuda::facts::{Facts, node_of};
 use crate::device::cuda::kernels::Kernels;
 use crate::error::{Error, Result};
+
+/// What the driver writes as a bus address, and its end.
+const BUS_ID_BYTES: i32 = 16;
 
 /// More GPUs than any host has.
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 31] = [
+const SYMBOLS: [&str; 32] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetCount",
     "cuDeviceGetAttribute",
+    "cuDeviceGetPCIBusId",
     "cuDevicePrimaryCtxRetain",
     "cuCtxPushCurrent_v2",
     "cuCtxPopCurrent_v2",
@@ -56,6 +61,7 @@ pub(crate) struct Gpu {
     device: sys::CUdevice,
     context: sys::CUcontext,
     process: u32,
+    node: OnceLock<Option<u32>>,
     kernels: OnceLock<std::result::Result<Kernels, String>>,
 }
 
@@ -91,8 +97,8 @@ impl Gpu {
         // SAFETY: the device was just given by the driver, the target outlives the call.
         let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
         check("cuDevicePrimaryCtxRetain", code)?;
-        let (process, kernels) = (std::process::id(), OnceLock::new());
-        Ok(Self { ordinal, device, context, process, kernels })
+        let (node, kernels) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { ordinal, device, context, process: std::process::id(), node, kernels })
     }
 
     /// Its number.
@@ -136,6 +142,33 @@ impl Gpu {
         let code = unsafe { sys::cuMemGetInfo_v2(&raw mut free, &raw mut total) };
         self.check("cuMemGetInfo", code)?;
         Ok((free as u64, total as u64))
+    }
+
+    /// Where it sits, looked up anew.
+    pub(crate) fn facts(&self) -> Result<Facts> {
+        let (free, total) = self.memory()?;
+        let facts = Facts::of(&self.bus_id()?);
+        Ok(Facts {
+            memory_free: facts.memory_free.or(Some(free)),
+            memory_total: facts.memory_total.or(Some(total)),
+            ..facts
+        })
+    }
+
+    /// The NUMA node that it is attached to, where the kernel tells one.
+    pub(super) fn node(&self) -> Option<u32> {
+        *self.node.get_or_init(|| node_of(&self.bus_id().ok()?))
+    }
+
+    fn bus_id(&self) -> Result<String> {
+        let mut text = [0; BUS_ID_BYTES as usize];
+        // SAFETY: the target has the size that is told, and outlives the call.
+        let code =
+            unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), BUS_ID_BYTES, self.device) };
+        self.check("cuDeviceGetPCIBusId", code)?;
+        let bytes: Vec<u8> = text.iter().map(|&letter| letter.cast_unsigned()).collect();
+        let text = CStr::from_bytes_until_nul(&bytes);
+        Ok(text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
     /// An error where there is no room for so many bytes; some may lie idle in a cache.

@@ -3,6 +3,7 @@
 
 pub(crate) mod copy;
 pub(crate) mod driver;
+pub(crate) mod facts;
 pub(crate) mod kernels;
 pub(crate) mod memory;
 mod pinned;

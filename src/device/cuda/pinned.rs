@@ -8,6 +8,7 @@ use cudarc::driver::sys;
 use crate::device::Slot;
 use crate::device::cuda::driver::Gpu;
 use crate::error::Result;
+use crate::source::system::move_to_node;
 
 /// Whether a slot's memory is pinned.
 #[derive(Debug, Default)]
@@ -37,6 +38,9 @@ impl Slot {
     pub(super) fn pin(&mut self, gpu: &'static Gpu) {
         let (pin_state, memory) = self.pin_and_memory();
         if matches!(pin_state, Pin::Untried) {
+            if let Some(node) = gpu.node() {
+                move_to_node(memory, node);
+            }
             let host_address = memory.as_mut_ptr();
             // SAFETY: a slot's memory never moves, and its `Pin` is dropped before it.
             *pin_state = match unsafe { pin(gpu, host_address, memory.len()) } {
