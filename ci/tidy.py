@@ -15,6 +15,7 @@ UNSAFE_FILES = {
     "src/device/cuda/kernels.rs",
     "src/device/cuda/memory.rs",
     "src/device/cuda/pinned.rs",
+    "src/device/cuda/probe.rs",
     "src/device/cuda/stream.rs",
     "src/device/host.rs",
     "src/device/mapping.rs",

@@ -19,38 +19,50 @@ use crate::source::faulty::{Faults, FaultySource, Mode};
 use crate::source::memory::MemorySource;
 use crate::source::{Source, open};
 
+mod cuda;
+
 const SLOT_BYTES: usize = 16 << 10;
 const SLOTS: usize = 4;
 
 type Sources = Arc<[Arc<dyn Source>]>;
+
+/// Who places, and whose memory it is.
+type To = (Box<dyn Device>, Box<dyn Allocator>);
+
+/// Makes each device that there is, for the targets of a scene.
+type Devices<'made> = &'made dyn Fn(&Scene) -> Vec<To>;
 
 /// Bytes that tell their place.
 fn content(len: usize, salt: usize) -> Vec<u8> {
     (0..len).map(|place| (place.wrapping_mul(131) >> 3).wrapping_add(salt * 17) as u8).collect()
 }
 
-/// Keeps what arrives; fails on cue.
-struct Recorder {
+/// Keeps what arrives, and the bytes that were in it then; fails on cue.
+struct Recorder<'scene> {
     faults: Arc<Faults>,
-    arrived: Vec<Option<Buffer>>,
-    checks: usize,
+    wanted: &'scene [Wanted],
+    arrived: Vec<Option<(Buffer, Vec<u8>)>>,
 }
 
-impl Recorder {
-    fn new(targets: usize, faults: &Arc<Faults>) -> Self {
-        Self { faults: Arc::clone(faults), arrived: vec![None; targets], checks: 0 }
+impl<'scene> Recorder<'scene> {
+    fn new(wanted: &'scene [Wanted], faults: &Arc<Faults>) -> Self {
+        Self { faults: Arc::clone(faults), wanted, arrived: vec![None; wanted.len()] }
     }
 }
 
-impl Caller for Recorder {
+impl Caller for Recorder<'_> {
     fn deliver(&mut self, target: usize, buffer: Buffer) -> Result<()> {
         self.faults.step().map_err(|error| Error::Stopped(Box::new(error)))?;
-        assert!(self.arrived[target].replace(buffer).is_none(), "delivered twice");
+        let bytes = self.wanted[target].bytes() as usize;
+        let read = match &buffer {
+            Buffer::Host(buffer) => buffer.to_vec(bytes),
+            Buffer::Cuda(buffer) => buffer.to_vec(bytes)?,
+        };
+        assert!(self.arrived[target].replace((buffer, read)).is_none(), "delivered twice");
         Ok(())
     }
 
     fn check(&mut self, _bytes_done: u64) -> Result<()> {
-        self.checks += 1;
         self.faults.step().map_err(|error| Error::Stopped(Box::new(error)))
     }
 }
@@ -75,7 +87,7 @@ impl Scene {
         let ring = Ring::new(SLOT_BYTES, SLOTS);
         let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
         let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES);
-        let mut recorder = Recorder::new(self.wanted.len(), faults);
+        let mut recorder = Recorder::new(&self.wanted, faults);
         let mut lease = ring.lend(SLOTS).unwrap();
         let outcome = Load {
             plan: &plan,
@@ -88,14 +100,14 @@ impl Scene {
         .run();
         assert_eq!((reader.in_flight(), device.in_flight()), (0, 0), "left in flight");
         drop(lease);
-        assert!((1..=SLOTS).contains(&ring.made()));
+        assert!(ring.made() <= SLOTS);
         assert_eq!(ring.made(), ring.idle(), "a slot is lost");
         outcome?;
         for (wanted, arrived) in self.wanted.iter().zip(recorder.arrived) {
             let range = wanted.begin as usize..wanted.end as usize;
             let expected = &self.contents[wanted.shard][range];
-            let Some(Buffer::Host(arrived)) = arrived else { panic!("a tensor is missing") };
-            assert!(arrived.to_vec(expected.len()) == expected);
+            let Some((_, arrived)) = arrived else { panic!("a tensor is missing") };
+            assert!(arrived == expected);
         }
         Ok(())
     }
@@ -176,9 +188,10 @@ fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
     readers
 }
 
-fn devices() -> Vec<Box<dyn Device>> {
+fn devices(_scene: &Scene) -> Vec<To> {
     let fake = FakeDevice { faults: Faults::never(), seed: 3, held: Vec::new() };
-    vec![Box::new(HostWorker::alone()), Box::new(fake)]
+    let host = HostWorker::alone();
+    vec![(Box::new(host), Box::new(HostAllocator)), (Box::new(fake), Box::new(HostAllocator))]
 }
 
 /// Drops a file's pages, so that the next read is from the disk.
@@ -190,6 +203,10 @@ fn make_cold(scene: &Scene) {
 
 #[test]
 fn every_reader_source_and_device_delivers_every_byte() {
+    every_byte_arrives(&devices);
+}
+
+fn every_byte_arrives(devices: Devices<'_>) {
     let (_folder, on_disk) = files();
     let mut combinations = 0;
     for (name, scene) in [
@@ -202,10 +219,10 @@ fn every_reader_source_and_device_delivers_every_byte() {
                 make_cold(scene);
             }
             for (reader_name, mut reader) in readers(&scene.sources) {
-                for mut device in devices() {
+                for (mut device, mut allocator) in devices(scene) {
                     let outcome = scene.run(
                         reader.as_mut(),
-                        (device.as_mut(), &mut HostAllocator),
+                        (&mut *device, &mut *allocator),
                         &Faults::never(),
                     );
                     assert!(outcome.is_ok(), "{name} {reader_name}: {outcome:?}");
@@ -223,6 +240,10 @@ fn every_reader_source_and_device_delivers_every_byte() {
 
 #[test]
 fn a_source_that_ends_early_is_an_error_that_says_where() {
+    an_early_end_is_told(&devices);
+}
+
+fn an_early_end_is_told(devices: Devices<'_>) {
     let scene = faulty(&Faults::never(), 5_000);
     let (_folder, on_disk) = files();
     let grown = |wanted: &Wanted| Wanted { end: wanted.end + 5_000, ..*wanted };
@@ -237,13 +258,10 @@ fn a_source_that_ends_early_is_an_error_that_says_where() {
         let truncated: Vec<Arc<dyn Source>> = scene.sources.iter().map(promising).collect();
         let scene = Scene { sources: truncated.into(), ..scene };
         for (name, mut reader) in readers(&scene.sources) {
-            for mut device in devices() {
-                let error = scene.run(
-                    reader.as_mut(),
-                    (device.as_mut(), &mut HostAllocator),
-                    &Faults::never(),
-                );
-                match error.unwrap_err() {
+            for (mut device, mut allocator) in devices(&scene) {
+                let outcome =
+                    scene.run(reader.as_mut(), (&mut *device, &mut *allocator), &Faults::never());
+                match outcome.unwrap_err() {
                     Error::Read { offset, wanted, got, target: Some(0), .. } => {
                         assert!(got < wanted && offset + got == LENGTHS[1] as u64, "{name}");
                     }
@@ -277,12 +295,17 @@ fn promising(source: &Arc<dyn Source>) -> Arc<dyn Source> {
 
 #[test]
 fn a_caller_that_stops_ends_the_load_at_once() {
+    a_stop_ends_it(&devices);
+}
+
+fn a_stop_ends_it(devices: Devices<'_>) {
     let (_folder, scene) = files();
     for (_, mut reader) in readers(&scene.sources) {
-        let faults = Faults::at(3, Mode::FromThenOn);
-        let outcome =
-            scene.run(reader.as_mut(), (&mut HostWorker::alone(), &mut HostAllocator), &faults);
-        assert!(matches!(outcome, Err(Error::Stopped(_))));
+        for (mut device, mut allocator) in devices(&scene) {
+            let faults = Faults::at(3, Mode::FromThenOn);
+            let outcome = scene.run(reader.as_mut(), (&mut *device, &mut *allocator), &faults);
+            assert!(matches!(outcome, Err(Error::Stopped(_))));
+        }
     }
 }
 

@@ -95,7 +95,7 @@ impl HostBuffer {
     #[cfg(test)]
     pub(crate) fn to_vec(&self, bytes: usize) -> Vec<u8> {
         assert!(bytes <= self.0.bytes);
-        // SAFETY: tests look only when the load has ended, and every byte was written.
+        // SAFETY: tests look only at a tensor that was handed out, and every byte was written.
         unsafe { std::slice::from_raw_parts(self.0.address, bytes) }.to_vec()
     }
 }

@@ -7,6 +7,8 @@ pub(crate) mod facts;
 pub(crate) mod kernels;
 pub(crate) mod memory;
 mod pinned;
+#[cfg(test)]
+pub(crate) mod probe;
 pub(crate) mod stream;
 
 pub(crate) use memory::CudaBuffer;
