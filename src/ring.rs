@@ -2,14 +2,27 @@
 //! number, and never shared with a forked child.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::sync::{OnceLock, PoisonError};
 
-use crossbeam::channel::{Receiver, unbounded};
+// What threads hand slots over with: loom's own where it tries every order of them.
+#[cfg(loom)]
+use ::loom::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{Arc, Mutex, MutexGuard},
+    thread::{Builder, JoinHandle},
+};
+#[cfg(not(loom))]
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::{Arc, Mutex, MutexGuard},
+    thread::{Builder, JoinHandle},
+};
 
 use crate::config::{RING_SLOTS_MAX, SLOT_BYTES, UNPINNED_SLOTS_MAX};
 use crate::device::Slot;
+
+#[cfg(all(test, loom))]
+mod loom;
 
 /// A bounded pool of slots.
 #[derive(Debug)]
@@ -21,7 +34,6 @@ pub(crate) struct Ring {
 }
 
 /// Slots lent to one load; what it holds when dropped goes back.
-#[derive(Debug)]
 pub(crate) struct Lease<'ring> {
     ring: &'ring Ring,
     /// Free slots, the one used last on top: it is the one most likely in the cache.
@@ -38,34 +50,45 @@ pub(crate) struct Lease<'ring> {
 
 /// Slots that a thread makes while the load is under way with the first: touching new memory is
 /// slower than many a disk.
-#[derive(Debug)]
 struct Making {
-    slots: Receiver<Slot>,
+    slots: Arc<Mutex<Vec<Slot>>>,
     cancelled: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Making {
     fn begin(count: usize, slot_bytes: usize) -> io::Result<Self> {
-        let (made, slots) = unbounded();
+        let slots = Arc::new(Mutex::new(Vec::new()));
         let cancelled = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&cancelled);
+        let (made, stop) = (Arc::clone(&slots), Arc::clone(&cancelled));
         let thread = Builder::new().name("sst-slots".to_owned()).spawn(move || {
             for _ in 0..count {
                 // Fewer slots will do.
                 let Ok(slot) = Slot::new(slot_bytes) else { return };
-                if made.send(slot).is_err() || stop.load(Ordering::Relaxed) {
+                locked(&made).push(slot);
+                if stop.load(Ordering::Relaxed) {
                     return;
                 }
             }
         })?;
         Ok(Self { slots, cancelled, thread })
     }
+
+    /// The slots that nobody took, once the thread has ended.
+    fn end(self) -> Vec<Slot> {
+        // It never panics.
+        let _ended = self.thread.join();
+        std::mem::take(&mut *locked(&self.slots))
+    }
+}
+
+fn locked(slots: &Mutex<Vec<Slot>>) -> MutexGuard<'_, Vec<Slot>> {
+    slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ring {
     /// An empty pool.
-    pub(crate) const fn new(slot_bytes: usize, slots_max: usize) -> Self {
+    pub(crate) fn new(slot_bytes: usize, slots_max: usize) -> Self {
         Self { free: Mutex::new(Vec::new()), made: AtomicUsize::new(0), slot_bytes, slots_max }
     }
 
@@ -84,7 +107,7 @@ impl Ring {
     /// gets one slot beyond the limit, which is freed as soon as it comes back.
     pub(crate) fn lend(&self, wanted: usize) -> io::Result<Lease<'_>> {
         let mut free = {
-            let mut kept = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut kept = locked(&self.free);
             let left = kept.len().saturating_sub(wanted);
             kept.split_off(left)
         };
@@ -112,7 +135,7 @@ impl Ring {
 
     /// Gives idle slots back to the system; tells how many bytes.
     pub(crate) fn release(&self) -> usize {
-        let idle = std::mem::take(&mut *self.free.lock().unwrap_or_else(PoisonError::into_inner));
+        let idle = std::mem::take(&mut *locked(&self.free));
         self.made.fetch_sub(idle.len(), Ordering::Relaxed);
         idle.iter().map(Slot::bytes).sum()
     }
@@ -126,14 +149,14 @@ impl Ring {
     /// Slots that nobody holds.
     #[cfg(test)]
     pub(crate) fn idle(&self) -> usize {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).len()
+        locked(&self.free).len()
     }
 
     fn give_back(&self, slot: Slot) {
         if slot.pinned().is_refused() || self.made.load(Ordering::Relaxed) > self.slots_max {
             self.made.fetch_sub(1, Ordering::Relaxed);
         } else {
-            self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+            locked(&self.free).push(slot);
         }
     }
 }
@@ -144,7 +167,7 @@ impl Lease<'_> {
         if let Some(slot) = self.free.pop() {
             return Some(slot);
         }
-        let made = self.making.as_ref()?.slots.try_recv().ok()?;
+        let made = locked(&self.making.as_ref()?.slots).pop()?;
         self.received += 1;
         Some(made)
     }
@@ -164,8 +187,7 @@ impl Lease<'_> {
     #[cfg(test)]
     pub(crate) fn complete(&mut self) -> usize {
         if let Some(making) = self.making.take() {
-            making.thread.join().unwrap();
-            self.free.extend(making.slots.try_iter());
+            self.free.extend(making.end());
         }
         self.lent
     }
@@ -180,9 +202,8 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if let Some(making) = self.making.take() {
             making.cancelled.store(true, Ordering::Relaxed);
-            // It never panics, and ends with the slot that it is making.
-            let _ended = making.thread.join();
-            self.free.extend(making.slots.try_iter());
+            // The thread ends with the slot that it is making.
+            self.free.extend(making.end());
         }
         self.free.append(&mut self.parked);
         let lost = self.lent - self.free.len();
@@ -205,7 +226,7 @@ impl Generation {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::Ring;
 
