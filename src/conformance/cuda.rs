@@ -11,7 +11,7 @@ use super::{
 use crate::device::cuda::copy::CudaWorker;
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::memory::SlabAllocator;
-use crate::device::cuda::probe::Simulator;
+use crate::device::cuda::probe::{Simulator, UserMemory};
 use crate::device::cuda::stream::Stream;
 use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::workers::Workers;
@@ -53,11 +53,14 @@ impl Bench {
 }
 
 /// Gives each tensor memory of its own in the order of a user's stream, as torch does.
-struct OfUser(Arc<Stream>);
+struct OfUser(Arc<Stream>, Vec<UserMemory>);
 
 impl Allocator for OfUser {
     fn allocate(&mut self, _target: usize, bytes: usize) -> Result<Buffer> {
-        SlabAllocator::new(&self.0, &[bytes as u64]).allocate(0, bytes)
+        let memory = UserMemory::new(&self.0, bytes)?;
+        let buffer = memory.buffer(self.0.gpu(), bytes);
+        self.1.push(memory);
+        Ok(Buffer::Cuda(buffer))
     }
 }
 
@@ -76,7 +79,7 @@ impl Allocator for Mixed {
 fn devices(gpu: &'static Gpu, scene: &Scene) -> Result<Vec<To>> {
     let sizes: Vec<u64> = scene.wanted.iter().map(Wanted::bytes).collect();
     let (stream, user) = (Arc::new(Stream::new(gpu)?), Arc::new(Stream::new(gpu)?));
-    let slabs = || SlabAllocator::new(&stream, &sizes);
+    let slabs = || SlabAllocator::new(gpu, &sizes);
     let threads = Workers::new(|done| {
         let worker: Box<dyn Worker> = Box::new(CudaWorker::new(&stream, None, done)?);
         Ok(vec![worker])
@@ -96,8 +99,8 @@ fn devices(gpu: &'static Gpu, scene: &Scene) -> Result<Vec<To>> {
     })?;
     Ok(vec![
         (Box::new(threads), Box::new(slabs())),
-        (Box::new(for_user), Box::new(OfUser(Arc::clone(&user)))),
-        (Box::new(in_turn), Box::new(OfUser(user))),
+        (Box::new(for_user), Box::new(OfUser(Arc::clone(&user), Vec::new()))),
+        (Box::new(in_turn), Box::new(OfUser(user, Vec::new()))),
         (Box::new(both), Box::new(Mixed(slabs()))),
     ])
 }
@@ -129,9 +132,12 @@ fn a_caller_that_stops_ends_the_load_at_once() {
 fn a_tensor_that_a_users_stream_still_reads_is_not_freed() {
     let Some(bench) = Bench::open() else { return };
     let user = Arc::new(Stream::new(bench.gpu).unwrap());
-    let tensor = || match OfUser(Arc::clone(&user)).allocate(0, SLOT_BYTES) {
-        Ok(Buffer::Cuda(tensor)) => tensor,
-        other => panic!("{other:?}"),
+    let tensor = || {
+        let mut slabs = SlabAllocator::new(bench.gpu, &[SLOT_BYTES as u64]);
+        match slabs.allocate(0, SLOT_BYTES) {
+            Ok(Buffer::Cuda(tensor)) => tensor,
+            other => panic!("{other:?}"),
+        }
     };
     let (source, target) = (tensor(), tensor());
     user.copy_on_device(&target, &source);

@@ -2,11 +2,13 @@
 #![expect(unsafe_code, reason = "the driver is a C library")]
 
 use std::ffi::{CStr, c_char};
+use std::sync::Arc;
 
 use cudarc::driver::sys;
 
 use crate::device::cuda::CudaBuffer;
 use crate::device::cuda::driver::Gpu;
+use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::Stream;
 use crate::error::Result;
 
@@ -45,6 +47,21 @@ impl Stream {
         // SAFETY: memory of a slab is freed only when all that the GPU was given is done.
         let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, source.bytes(), self.raw()) };
         self.gpu().check("cuMemcpyDtoDAsync", code).unwrap();
+    }
+}
+
+/// Memory as torch gives it: allocated and freed in the order of its user's stream.
+pub(crate) struct UserMemory(Staging);
+
+impl UserMemory {
+    /// So many bytes.
+    pub(crate) fn new(stream: &Arc<Stream>, bytes: usize) -> Result<Self> {
+        Staging::new(stream, bytes.max(1)).map(Self)
+    }
+
+    /// The bytes, while this lives.
+    pub(crate) fn buffer(&self, gpu: &Gpu, bytes: usize) -> CudaBuffer {
+        CudaBuffer::borrowed(gpu.ordinal(), self.0.address(), bytes)
     }
 }
 
