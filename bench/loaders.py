@@ -118,7 +118,7 @@ LOADERS = {
     "fastsafetensors": Loader("fastsafetensors", cuda_loaders.FastSafetensors, "fastsafetensors"),
     "instanttensor": Loader("instanttensor", cuda_loaders.InstantTensor, "instanttensor"),
     "instanttensor-buffered": Loader(
-        "instanttensor-buffered", cuda_loaders.InstantTensorBuffered, "instanttensor"
+        "instanttensor", cuda_loaders.InstantTensorBuffered, "instanttensor"
     ),
     "runai": Loader("runai_model_streamer", cuda_loaders.RunAi, "runai"),
 }
