@@ -71,8 +71,8 @@ pub(crate) const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes that a stream reads ahead of the caller who takes its tensors.
 pub(crate) const STREAM_BYTES_MAX: u64 = 256 << 20;
 
-/// Memory of a GPU that a loop over `get_tensor` fills ahead of what was asked for; one tensor more at
-/// most, and none larger than this.
+/// Memory of a GPU that a loop over `get_tensor` fills ahead of what was asked for; a slot's content or
+/// one tensor more at most, and none larger than this.
 pub(crate) const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
 /// How long what was read ahead on a GPU waits to be asked for.

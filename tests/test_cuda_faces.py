@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +13,14 @@ from gpu import ALLOCATORS, NEEDS_GPU, SIMULATED, check
 from oracle import STOCK, Entry, bits, by_stock, same_tensor, write_raw
 from process import busy, eventually, run_python
 from safetensors.torch import save_file
-from safetensors_streaming import last_report, load_checkpoint, load_file, load_into, safe_open
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from safetensors_streaming import (
+    SafetensorError,
+    last_report,
+    load_checkpoint,
+    load_file,
+    load_into,
+    safe_open,
+)
 
 pytestmark = NEEDS_GPU
 MIB = 1 << 20
@@ -103,7 +107,7 @@ SEVERAL = """
     import sys, torch
     from oracle import by_stock, bits
     from pathlib import Path
-    from safetensors_streaming import last_report, load_checkpoint
+    from safetensors_streaming import SafetensorError, last_report, load_checkpoint
     expected = by_stock(Path(sys.argv[1]))
     devices = {"": "cuda:1", "s1": 0, "s2.F*": "cpu", "s0.F32": torch.device("cuda", 0)}
     def device(name):
@@ -236,6 +240,35 @@ def test_loops_by_name_and_as_in_the_file(many: Path) -> None:
 
 def test_a_loop_that_reads_ahead_of_more_than_the_ring(large: Path) -> None:
     loop(large, sorted(STOCK.load_file(large)))
+
+
+def test_a_loop_over_tensors_as_large_as_what_lies_ahead(tmp_path: Path) -> None:
+    """No read waits for memory that nobody would make: the thread is the same to the end."""
+    sizes = [32 * MIB, 32 * MIB, 30 * MIB, 3 * MIB, MIB, 32 * MIB, 31 * MIB, 5]
+    entries = {f"t{i}": Entry("U8", [size], bytes(size)) for i, size in enumerate(sizes)}
+    path = write_raw(tmp_path / "large.safetensors", entries, misalign=9)
+
+    def loops() -> set[str]:
+        return {task.name for task in Path("/proc/self/task").iterdir()
+                if (task / "comm").read_text().strip() == "sst-loop"}  # fmt: skip
+
+    with safe_open(path, "pt", "cuda") as handle:
+        seen = set()
+        for name in handle.keys()[:-1]:
+            handle.get_tensor(name)
+            seen |= loops()
+    assert len(seen) == 1
+
+
+def test_a_loop_beside_types_that_torch_does_not_know(tmp_path: Path) -> None:
+    entries = {"a": Entry("F32", [3]), "b": Entry("F32", [4]), "c": Entry("F6_E2M3", [8])}
+    path = write_raw(tmp_path / "six.safetensors", entries | {"d": Entry("BF16", [5])})
+    with safe_open(path, "pt", "cuda") as handle:
+        for name in ("a", "b"):
+            assert bits(handle.get_tensor(name)) == entries[name].content(name)
+        with pytest.raises(SafetensorError, match="F6_E2M3"):
+            handle.get_tensor("c")
+        assert bits(handle.get_tensor("d")) == Entry("BF16", [5]).content("d")
 
 
 def test_a_loop_that_is_left(large: Path) -> None:

@@ -72,6 +72,30 @@ def test_autograd_sees_that_values_changed(tmp_path: Path) -> None:
     assert weight.is_leaf
 
 
+class Odd(torch.nn.Linear):
+    """Has a state that is no tensor, and gives a tensor as a copy."""
+
+    def get_extra_state(self) -> object:
+        return {"anything": 1}
+
+    def set_extra_state(self, state: object) -> None: ...
+
+    def _save_to_state_dict(self, destination: dict[str, object], *rest: object) -> None:
+        super()._save_to_state_dict(destination, *rest)  # type: ignore[arg-type]
+        destination["copy"] = self.weight.clone()
+
+
+def test_states_that_are_no_tensors_and_copies(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, path)
+    model = Odd(3, 2)
+    assert load_into(model, path, strict=False) == (["copy"], [])
+    assert bool((model.weight == 1).all())
+    save_file({"copy": torch.ones(2, 3)}, path)
+    with pytest.raises(RuntimeError, match="copy is given by the module as a copy"):
+        load_into(model, path, strict=False)
+
+
 def test_tied_names(tmp_path: Path) -> None:
     """A tensor under two names is missing only if the file has none of them."""
     model = torch.nn.Linear(3, 3, bias=False)

@@ -63,7 +63,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
         torch.OutOfMemoryError: The GPU has no room for the tensors.
         RuntimeError: The GPU or its driver refuses.
     """
-    if device_map is not None and device != "cpu":
+    if device_map is not None and plain_device(device) != "cpu":
         raise ValueError("name a device or a device_map, not both")
     gpu = _check(device, backend)
     place = None

@@ -76,8 +76,9 @@ def load_into(
             tensor.copy_(loaded)
     copied = {id(tensor) for tensor, _ in left}
     filled = [tensor for tensor in chooser.chosen if id(tensor) not in copied]
-    # Nobody else tells autograd that their values have changed.
-    torch.autograd.graph.increment_version(filled)
+    for tensor in filled:
+        # Nobody else tells autograd that its values have changed.
+        torch.autograd.graph.increment_version(tensor)
     return IncompatibleKeys(chooser.missing, chooser.unexpected)
 
 
@@ -86,7 +87,10 @@ class _Chooser:
 
     def __init__(self, target: "Module | Mapping[str, Tensor]", *, strict: bool) -> None:
         named = target if isinstance(target, Mapping) else target.state_dict(keep_vars=True)
-        self.tensors: dict[str, Tensor] = dict(named)
+        self.tensors: dict[str, Tensor] = {
+            name: tensor for name, tensor in named.items() if hasattr(tensor, "untyped_storage")
+        }
+        self.copies = set() if isinstance(target, Mapping) else _copies(target, self.tensors)
         self.what = "dict" if isinstance(target, Mapping) else type(target).__name__
         self.strict = strict
         self.missing: list[str] = []
@@ -133,11 +137,19 @@ class _Chooser:
                     f"size mismatch for {name}: copying a param with shape {shape} from the "
                     f"checkpoint, the shape in the target is {list(tensor.shape)}."
                 )
+            if name in self.copies:
+                faults.append(f"{name} is given by the module as a copy: use load_state_dict.")
             if tensor.is_meta:
                 faults.append(f"{name} is on the meta device: there is no memory to load into.")
         if faults:
             text = "\n\t".join([f"Error(s) in loading into {self.what}:", *faults])
             raise RuntimeError(text)
+
+
+def _copies(module: "Module", state: "Mapping[str, Tensor]") -> set[str]:
+    """Names of the state that are no parameter or buffer: filling them would change nothing."""
+    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    return {name for name, tensor in state.items() if id(tensor) not in own}
 
 
 def _memory(tensor: "Tensor") -> tuple[object, ...]:
@@ -149,11 +161,10 @@ def _memory(tensor: "Tensor") -> tuple[object, ...]:
 
 def _is_plain(tensor: "Tensor") -> bool:
     """Whether a tensor's memory is all there is to it."""
-    from torch import Tensor, strided  # noqa: PLC0415 - who has a tensor has imported it
-    from torch.nn import Buffer, Parameter  # noqa: PLC0415 - as above
+    from torch import Tensor, nn, strided  # noqa: PLC0415 - who has a tensor has imported it
 
     return (
-        type(tensor) in {Tensor, Parameter, Buffer}
+        type(tensor) in {Tensor, nn.Parameter, getattr(nn, "Buffer", Tensor)}
         and tensor.layout is strided
         and tensor.device.type in {"cpu", "cuda"}
         and not tensor.is_quantized

@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 
 use crate::checkpoint::engine::{Options, run};
 use crate::checkpoint::{Shard, Storage};
-use crate::config::{AHEAD_BYTES_MAX, AHEAD_PATIENCE, SIGNAL_INTERVAL};
+use crate::config::{AHEAD_BYTES_MAX, AHEAD_PATIENCE, SIGNAL_INTERVAL, SLOT_BYTES};
 use crate::device::cuda::copy::CudaWorker;
 use crate::device::cuda::stream::Stream;
 use crate::device::workers::Workers;
@@ -25,6 +25,7 @@ use crate::pipeline::Caller;
 use crate::plan::{Read, Wanted};
 use crate::python::destination::{Made, TorchAllocator, TorchGpu, take};
 use crate::python::fetch::Targets;
+use crate::python::tensor::torch_type;
 use crate::reader::CachePolicy;
 use crate::source::Source;
 use crate::tensor::Form;
@@ -33,6 +34,10 @@ use crate::tensor::Form;
 #[derive(Default)]
 pub(crate) struct Habit {
     last: Option<usize>,
+    /// How many calls in a row were in order, the first one not counted.
+    steps: usize,
+    /// How many loops that were read ahead broke off: each doubles the steps that make a loop.
+    broken: u32,
     ahead: Option<Ahead>,
 }
 
@@ -49,11 +54,16 @@ impl Habit {
         let gpu = TorchGpu::open(py, ordinal)?;
         if self.ahead.as_ref().is_some_and(|ahead| !ahead.goes_on(&gpu, place)) {
             self.ahead = None;
+            self.broken = (self.broken + 1).min(BROKEN_MAX);
         }
         if self.ahead.is_none() {
             let order = before.and_then(|before| order_from(&shard.header, before, place));
-            let Some(order) = order else { return Ok(None) };
-            self.ahead = Ahead::begin(py, shard, gpu, order)?;
+            self.steps = if order.is_some() { self.steps + 1 } else { 0 };
+            let Some(order) = order.filter(|_| self.steps >= 1 << self.broken) else {
+                return Ok(None);
+            };
+            // What hinders it does not hinder reading one tensor alone.
+            self.ahead = Ahead::begin(py, shard, gpu, order).unwrap_or(None);
         }
         let Some(ahead) = &mut self.ahead else { return Ok(None) };
         if ahead.places.front() != Some(&place) {
@@ -67,14 +77,20 @@ impl Habit {
     }
 }
 
+/// The most that broken loops count.
+const BROKEN_MAX: u32 = 8;
+
+type Order<'header> = Box<dyn Iterator<Item = usize> + 'header>;
+
 /// The places that a loop will come to, if two calls make one: by name, or as in the file.
-fn order_from(header: &Header, before: usize, place: usize) -> Option<Vec<usize>> {
+fn order_from(header: &Header, before: usize, place: usize) -> Option<Order<'_>> {
     let by_name = header.places_by_name();
     let rank = header.rank(place)?;
     if rank > 0 && by_name[rank - 1] as usize == before {
-        return Some(by_name[rank..].iter().map(|&place| place as usize).collect());
+        return Some(Box::new(by_name[rank..].iter().map(|&place| place as usize)));
     }
-    (place == before + 1).then(|| (place..header.len()).collect())
+    let as_in_file: Order<'_> = Box::new(place..header.len());
+    (place == before + 1).then_some(as_in_file)
 }
 
 /// A load in the background that never has more memory than the loop is about to take.
@@ -87,6 +103,7 @@ struct Ahead {
     taken: usize,
     provided: usize,
     gpu: TorchGpu,
+    source: Arc<dyn Source>,
     allocator: TorchAllocator,
     made: Made,
     /// The thread ends when this is gone.
@@ -109,10 +126,10 @@ impl Ahead {
         py: Python<'_>,
         shard: &Shard,
         gpu: TorchGpu,
-        order: Vec<usize>,
+        order: Order<'_>,
     ) -> Result<Option<Self>> {
         let Storage::Engine(source) = &shard.storage else { return Ok(None) };
-        let (places, targets) = worth_it(shard, order)?;
+        let (places, targets) = worth_it(py, shard, order)?;
         if places.len() < 2 {
             return Ok(None);
         }
@@ -139,6 +156,7 @@ impl Ahead {
             taken: 0,
             provided: 0,
             gpu,
+            source: Arc::clone(source),
             allocator,
             made,
             memory: Some(memory),
@@ -159,8 +177,8 @@ impl Ahead {
     /// Waits for the next tensor; none where the thread has given up, for whatever reason: who then
     /// reads it alone will see.
     fn next<'py>(&mut self, py: Python<'py>) -> Result<Option<Bound<'py, PyAny>>> {
-        if self.provide().is_err() && self.provided == self.taken {
-            return Ok(None);
+        if self.memory.is_some() && self.provide().is_err() {
+            self.memory = None; // the thread ends with what it has
         }
         let target = self.taken;
         while !self.arrived.remove(&target) {
@@ -169,6 +187,7 @@ impl Ahead {
                 Event::Ended => return Ok(None),
             };
         }
+        self.source.check_unchanged()?;
         self.taken += 1;
         if let Some(place) = self.places.pop_front() {
             self.waiting.remove(&place);
@@ -176,10 +195,14 @@ impl Ahead {
         Ok(take(py, &self.made, target))
     }
 
-    /// Has torch make memory for the next tensors, in the thread that will have them.
+    /// Has torch make memory for the next tensors, in the thread that will have them: for all that
+    /// begin in the read in which the next one ends, or that read could not begin.
     fn provide(&mut self) -> Result<()> {
-        let mut ahead: u64 = self.sizes[self.taken..self.provided].iter().sum();
-        while self.provided < self.sizes.len() && ahead < AHEAD_BYTES_MAX {
+        let bytes_of = |sizes: Option<&[u64]>| sizes.unwrap_or_default().iter().sum::<u64>();
+        let mut ahead = bytes_of(self.sizes.get(self.taken..self.provided));
+        let next = self.sizes.get(self.taken).copied().unwrap_or(0);
+        let enough = |ahead: u64| ahead >= AHEAD_BYTES_MAX && ahead >= next + SLOT_BYTES as u64;
+        while self.provided < self.sizes.len() && !enough(ahead) {
             let bytes = self.sizes[self.provided];
             let size = usize::try_from(bytes).unwrap_or(usize::MAX);
             let buffer = self.allocator.allocate(self.provided, size)?;
@@ -212,8 +235,8 @@ impl Drop for Ahead {
         self.memory = None;
         let thread = self.thread.take().filter(|_| self.process == std::process::id());
         if let Some(thread) = thread {
-            // It needs no interpreter, and waits for no more than what is in flight.
-            let _ended = thread.join();
+            // It waits for what is in flight; others may need the interpreter for that to end.
+            let _ended = Python::try_attach(|py| py.detach(|| thread.join()));
         }
     }
 }
@@ -222,13 +245,14 @@ impl Drop for Ahead {
 type Worthwhile = (VecDeque<usize>, Vec<(Wanted, Form)>);
 
 /// Of an order, the tensors that one pass over the file brings and that fit into what is read ahead.
-fn worth_it(shard: &Shard, order: Vec<usize>) -> Result<Worthwhile> {
+fn worth_it(py: Python<'_>, shard: &Shard, order: Order<'_>) -> Result<Worthwhile> {
     let mut places = VecDeque::new();
     let mut targets = Vec::new();
     for place in order {
         let (wanted, form) = shard.wanted(place, None)?;
         let forward = places.back().is_none_or(|&last| place > last);
-        if forward && wanted.bytes() > 0 && wanted.bytes() <= AHEAD_BYTES_MAX {
+        let known = || torch_type(py, form.dtype).is_ok() && form.torch_shape().is_ok();
+        if forward && (1..=AHEAD_BYTES_MAX).contains(&wanted.bytes()) && known() {
             places.push_back(place);
             targets.push((wanted, form));
         }

@@ -155,8 +155,8 @@ struct Issuer {
     stream: Arc<Stream>,
     user: Option<Stream>,
     ready: Option<Event>,
-    /// None where there was no room for it.
-    staging: OnceCell<Option<Staging>>,
+    /// Or why there is none.
+    staging: OnceCell<Result<Staging>>,
     /// Events that were waited for.
     events: Receiver<Event>,
 }
@@ -245,14 +245,17 @@ impl Issuer {
     /// The address of the staging memory, made when it is first wanted; none where there is no room:
     /// then each piece has a copy of its own.
     fn staging(&self) -> Option<u64> {
-        let make = || Staging::new(&self.stream, SLOT_BYTES + TABLE_BYTES).ok();
-        self.staging.get_or_init(make).as_ref().map(Staging::address)
+        let make = || Staging::new(&self.stream, SLOT_BYTES + TABLE_BYTES);
+        self.staging.get_or_init(make).as_ref().ok().map(Staging::address)
     }
 
     /// Copies runs of pieces to staging memory, from where kernels place them all. The next job's
     /// copies stand behind the kernels in the stream, so the staging memory is free.
     fn place_staged(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<()> {
-        let staging = self.staging().ok_or_else(|| self.gpu.no_room(SLOT_BYTES as u64))?;
+        let Some(staging) = self.staging() else {
+            let lost = || Err(Error::Internal("staging memory that is not there".to_owned()));
+            return self.staging.take().unwrap_or_else(lost).map(drop);
+        };
         for run in runs(pieces) {
             self.copy(staging + run.0 as u64, slot, run.0, run.1 - run.0)?;
         }
