@@ -122,7 +122,8 @@ def test_changed_between_open_and_read(tmp_path: Path) -> None:
 # Signals, forks, threads, the end of the process.
 
 INTERRUPTED = """
-    import sys
+    import signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     from safetensors_streaming import load_checkpoint, load_file, stream
 
     def told(*_):
