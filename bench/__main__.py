@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from bench import models
-from bench.cases import GPU_ROWS, NULL_READERS, ROWS, Row
+from bench.cases import GPU_ROWS, NULL_READERS, ROWS, SIM_ROWS, Row
 from bench.loaders import LOADERS, PEERS, missing
 from bench.measure import Job, simulated_driver
 from bench.null_reader import memory_rate
@@ -33,7 +33,8 @@ ENVIRONMENT = os.environ | {
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 CEILING_RUNS = 2
 #: What `sim` asks of the simulated driver: a link of 2 GB/s, memory as it comes.
-SIMULATION = {"SIMCUDA_H2D_GBPS": "2", "SIMCUDA_POISON": "0", "SIMCUDA_MEM": str(16 << 30)}
+LINK_GBPS = "2"
+SIMULATION = {"SIMCUDA_H2D_GBPS": LINK_GBPS, "SIMCUDA_POISON": "0", "SIMCUDA_MEM": str(16 << 30)}
 SIMULATION_GB = 1.0
 GPU_GB = 15.0
 
@@ -58,15 +59,31 @@ class FailedError(Exception):
     """A loader could not do its job; the text says which, and its last words."""
 
 
-def run(job: Job) -> dict[str, float | str]:
-    """Carries out one job in a fresh process."""
+def throttle() -> dict[str, str]:
+    """Builds what makes a source as slow as the simulated link; gives what preloads it.
+
+    io_uring's reads pass no function that could be replaced, so the reader has to be ``pread``.
+    """
+    library, source = models.CACHE / "throttle.so", ROOT / "bench" / "throttle.c"
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    subprocess.run(["gcc", *flags, "-o", str(library), str(source)], check=True)  # noqa: S603, S607
+    preloaded = [str(library), *os.environ.get("LD_PRELOAD", "").split()]
+    return {
+        "LD_PRELOAD": " ".join(preloaded),
+        "THROTTLE_GBPS": LINK_GBPS,
+        "SAFETENSORS_STREAMING_READER": "pread",
+    }
+
+
+def run(job: Job, variables: dict[str, str] | None = None) -> dict[str, float | str]:
+    """Carries out one job in a fresh process, with environment variables of its own."""
     folder = LOADERS[job.loader].folder
     known = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
     path = os.pathsep.join([str(PEERS / folder), *known] if folder else known)
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "bench.measure", json.dumps(asdict(job))],
         cwd=ROOT,
-        env=ENVIRONMENT | {"PYTHONPATH": path},
+        env=ENVIRONMENT | {"PYTHONPATH": path} | (variables or {}),
         capture_output=True,
         text=True,
         check=False,
@@ -77,12 +94,13 @@ def run(job: Job) -> dict[str, float | str]:
     return outcome
 
 
-def sample(row: Row, loader: str, files: list[Path]) -> Sample:
+def sample(row: Row, loader: str, files: list[Path], variables: dict[str, str]) -> Sample:
     """Takes one sample: the row's processes one after the other, and the noise meanwhile."""
     start, busy, own = time.monotonic(), busy_seconds(), own_seconds()
     paths = [str(file) for file in files]
     processes = [
-        run(Job(loader, row.action, cache, paths, row.read, row.rehearse)) for cache in row.cache
+        run(Job(loader, row.action, cache, paths, row.read, row.rehearse), variables)
+        for cache in row.cache
     ]
     foreign = max(0.0, busy_seconds() - busy - own_seconds() + own)
     return {
@@ -100,12 +118,13 @@ def run_row(row: Row, files: list[Path], blocks: int) -> Samples:
     """
     loaders = [name for name in (row.ours, *row.others) if not missing(name)]
     samples: Samples = {name: [] for name in loaders}
+    variables = throttle() if row.throttled else {}
     order = random.Random(row.name)  # noqa: S311  (a shuffle, reproducible)
     for block in range(blocks):
         say(f"{row.name}: block {block + 1} of {blocks}")
         for name in order.sample(list(samples), len(samples)):
             try:
-                samples[name].append(sample(row, name, files))
+                samples[name].append(sample(row, name, files, variables))
             except FailedError as failure:  # noqa: PERF203 - beside a process, nothing
                 if name == row.ours:
                     raise
@@ -192,7 +211,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     add_command(commands, "cpu", ROWS, models.FULL_GB, "no GPU needed")
-    add_command(commands, "sim", GPU_ROWS, SIMULATION_GB, "a GPU simulated by ci/sim")
+    add_command(commands, "sim", SIM_ROWS, SIMULATION_GB, "a GPU simulated by ci/sim")
     add_command(commands, "gpu", GPU_ROWS, GPU_GB, "a real GPU")
     return parser.parse_args()
 
@@ -228,7 +247,7 @@ def main() -> None:
     started = time.monotonic()
     earlier = earlier_rows(options)
     known = {row["row"]["name"] for row in earlier}
-    every = ROWS if options.what == "cpu" else GPU_ROWS
+    every = {"cpu": ROWS, "sim": SIM_ROWS, "gpu": GPU_ROWS}[options.what]
     rows = [row for row in every if row.name in options.rows and row.name not in known]
     files = files_for(rows, options.size)
     for name in sorted({name for row in rows for name in (row.ours, *row.others) if missing(name)}):

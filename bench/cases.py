@@ -38,6 +38,7 @@ class Row:
         ceiling: What bounds the rate of bytes, "disk", "memory" or "link"; none where none need be
             read.
         target: None for a row that only reports.
+        throttled: Whether the files come no faster than ``bench/throttle.c`` lets them.
     """
 
     name: str
@@ -52,12 +53,13 @@ class Row:
     rehearse: bool = False
     ceiling: str | None = None
     target: Target | None = None
+    throttled: bool = False
 
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)
 NULL_READERS = ("null-2", "null-4", "null-8")
 #: Those that only move bytes: what they reach is a ceiling.
-CEILINGS = (*NULL_READERS, "link")
+CEILINGS = (*NULL_READERS, "null-source", "link")
 
 ROWS = (
     Row(
@@ -235,5 +237,22 @@ GPU_ROWS = (
         files="experts",
         blocks=3,
         target=Target(1 / 4, "1/4 of stock"),
+    ),
+)
+
+#: On the simulated link alone: no source of a real GPU's rate could be made of a file by waiting.
+SIM_ROWS = (
+    *GPU_ROWS,
+    Row(
+        name="gpu-throttled",
+        says="the same from a source as slow as the link, against either alone",
+        action="load_cuda",
+        ours="ours-cuda",
+        others=("link", "null-source"),
+        blocks=5,
+        rehearse=True,
+        ceiling="link",
+        target=Target(1 / 0.9, "90 % of either"),
+        throttled=True,
     ),
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import cuda_loaders
-from bench.null_reader import NullReader
+from bench.null_reader import NullReader, NullSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -110,6 +110,7 @@ LOADERS = {
     "null-2": Loader("numpy", partial(NullReader, 2)),
     "null-4": Loader("numpy", partial(NullReader, 4)),
     "null-8": Loader("numpy", partial(NullReader, 8)),
+    "null-source": Loader("numpy", partial(NullSource, 4)),
     "link": Loader("torch", cuda_loaders.Link),
     "stock-cuda": Loader("safetensors", cuda_loaders.StockCuda),
     "ours-cuda": Loader("safetensors_streaming", cuda_loaders.OursCuda),

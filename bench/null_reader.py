@@ -1,7 +1,8 @@
 """How fast this machine is, told by code that shares nothing with the loader.
 
 The null reader sets the bar for the engine: threads of ``preadv`` with O_DIRECT, each filling one
-pre-faulted huge-page buffer over and over. ``memory_rate`` bounds whatever reads cached bytes.
+pre-faulted huge-page buffer over and over. The null source does the same through the page cache.
+``memory_rate`` bounds whatever reads cached bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ MEMORY_BYTES = 1 << 30
 class NullReader:
     """Reads files past the page cache and throws the bytes away."""
 
+    flags = os.O_DIRECT
+
     def __init__(self, depth: int) -> None:
         """Allocates and touches ``depth`` buffers of 8 MiB each."""
         size = depth * BLOCK
@@ -47,7 +50,7 @@ class NullReader:
         Returns:
             How many bytes came in.
         """
-        files = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths]
+        files = [os.open(path, os.O_RDONLY | self.flags) for path in paths]
         try:
             blocks: SimpleQueue[tuple[int, int]] = SimpleQueue()
             for file in files:
@@ -58,6 +61,16 @@ class NullReader:
         finally:
             for file in files:
                 os.close(file)
+
+
+class NullSource(NullReader):
+    """Reads files as they come, the throttled ones at the throttle's rate."""
+
+    flags = 0
+
+    def load_cuda(self, paths: Sequence[Path]) -> None:
+        """Reads every byte of the files, for nobody."""
+        self.engine(paths)
 
 
 def _drain(blocks: SimpleQueue[tuple[int, int]], buffer: memoryview) -> int:

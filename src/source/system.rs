@@ -62,7 +62,6 @@ pub(crate) fn send(from: &File, offset: u64, to: &File, bytes: usize) -> io::Res
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Drops a file's clean pages from the page cache.
 /// Moves memory to a NUMA node, where the kernel lets it be moved; a whole number of pages.
 pub(crate) fn move_to_node(memory: &mut [u8], node: u32) {
     const PREFERRED: i32 = 1;
@@ -116,6 +115,7 @@ fn processors(list: &str) -> impl Iterator<Item = usize> {
     ranges.into_iter().flatten().take_while(move |&processor| processor < max)
 }
 
+/// Drops a file's clean pages from the page cache.
 #[cfg(test)]
 pub(crate) fn drop_cache(file: &File) {
     // SAFETY: the descriptor is open for as long as `file` is borrowed; the call touches no memory.
