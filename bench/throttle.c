@@ -1,5 +1,5 @@
 // A source of a known rate: preloaded, it lets all threads of a process together read no faster than
-// THROTTLE_GBPS by pread(2) and preadv(2), in 10^9 bytes per second. Reads of less than 64 KiB, as a
+// THROTTLE_GBPS by pread(2) and preadv2(2), in 10^9 bytes per second. Reads of less than 64 KiB, as a
 // header's, are free.
 //
 //   gcc -std=c11 -O2 -fPIC -shared -o throttle.so bench/throttle.c
@@ -59,11 +59,11 @@ ssize_t pread(int file, void *buffer, size_t size, off_t offset) {
     return pread64(file, buffer, size, offset);
 }
 
-ssize_t preadv64(int file, const struct iovec *parts, int count, off64_t offset) {
+ssize_t preadv64v2(int file, const struct iovec *parts, int count, off64_t offset, int flags) {
     long long began_ns = now_ns();
-    return booked(syscall(SYS_preadv, file, parts, count, offset, 0), began_ns);
+    return booked(syscall(SYS_preadv2, file, parts, count, offset, 0, flags), began_ns);
 }
 
-ssize_t preadv(int file, const struct iovec *parts, int count, off_t offset) {
-    return preadv64(file, parts, count, offset);
+ssize_t preadv2(int file, const struct iovec *parts, int count, off_t offset, int flags) {
+    return preadv64v2(file, parts, count, offset, flags);
 }
