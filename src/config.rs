@@ -75,6 +75,10 @@ pub(crate) const STREAM_BYTES_MAX: u64 = 256 << 20;
 /// one tensor more at most, and none larger than this.
 pub(crate) const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
+/// Bytes of a planned load, in the order in which they will be asked for, that are read in file order
+/// before the next ones are.
+pub(crate) const PLANNED_WINDOW_BYTES: u64 = 64 << 20;
+
 /// How long what was read ahead on a GPU waits to be asked for.
 pub(crate) const AHEAD_PATIENCE: Duration = Duration::from_secs(2);
 

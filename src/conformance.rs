@@ -86,7 +86,7 @@ impl Scene {
         let (device, allocator) = to;
         let ring = Ring::new(SLOT_BYTES, SLOTS);
         let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
-        let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES);
+        let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES, u64::MAX);
         let mut recorder = Recorder::new(&self.wanted, faults);
         let mut lease = ring.lend(SLOTS).unwrap();
         let outcome = Load {

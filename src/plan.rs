@@ -1,5 +1,7 @@
 //! Wanted byte ranges to few large reads in file order, and to the copies that follow. No I/O.
 
+use std::ops::Range;
+
 use crate::config::{ALIGNMENT_BYTES, GAP_BYTES_MAX, PIECES_MAX};
 
 /// A range of a shard's bytes that is to fill one target from its start.
@@ -46,7 +48,7 @@ pub(crate) struct Piece {
     pub(crate) bytes: usize,
 }
 
-/// All reads of a load, in file order.
+/// All reads of a load, in the order in which they are to be done.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// The ranges that were asked for; a piece's target is an index into them.
@@ -56,29 +58,61 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans reads of at most `chunk_bytes` over sources of the given lengths.
-    pub(crate) fn new(wanted: Vec<Wanted>, source_bytes: &[u64], chunk_bytes: usize) -> Self {
-        let mut order: Vec<usize> =
-            (0..wanted.len()).filter(|&target| wanted[target].bytes() > 0).collect();
-        order.sort_by_key(|&target| (wanted[target].shard, wanted[target].begin));
-        let mut reads: Vec<Read> = Vec::new();
-        let mut span: Option<Span> = None;
-        for target in order {
-            let range = wanted[target];
-            span = match span.take() {
-                Some(open) if open.reaches(&range) => Some(open.with(target, &range)),
-                finished => {
-                    if let Some(open) = finished {
-                        open.cut(&wanted, source_bytes[open.shard], chunk_bytes, &mut reads);
-                    }
-                    Some(Span::new(target, &range))
-                }
-            };
-        }
-        if let Some(open) = span {
-            open.cut(&wanted, source_bytes[open.shard], chunk_bytes, &mut reads);
+    /// Plans reads of at most `chunk_bytes` over sources of the given lengths: one window of targets
+    /// (see [`windows`]) after the other, each in file order.
+    pub(crate) fn new(
+        wanted: Vec<Wanted>,
+        source_bytes: &[u64],
+        chunk_bytes: usize,
+        window_bytes: u64,
+    ) -> Self {
+        let mut reads = Vec::new();
+        for window in windows(&wanted, window_bytes) {
+            plan_window(&wanted, window, source_bytes, chunk_bytes, &mut reads);
         }
         Self { wanted, reads }
+    }
+}
+
+/// Runs of targets, in their order, that have so many bytes together; a larger one has its own.
+pub(crate) fn windows(wanted: &[Wanted], window_bytes: u64) -> Vec<Range<usize>> {
+    let mut windows = Vec::new();
+    let (mut begin, mut bytes) = (0, 0_u64);
+    for (target, range) in wanted.iter().enumerate() {
+        if target > begin && bytes.saturating_add(range.bytes()) > window_bytes {
+            windows.push(begin..target);
+            (begin, bytes) = (target, 0);
+        }
+        bytes = bytes.saturating_add(range.bytes());
+    }
+    windows.push(begin..wanted.len());
+    windows
+}
+
+fn plan_window(
+    wanted: &[Wanted],
+    window: Range<usize>,
+    source_bytes: &[u64],
+    chunk_bytes: usize,
+    reads: &mut Vec<Read>,
+) {
+    let mut order: Vec<usize> = window.filter(|&target| wanted[target].bytes() > 0).collect();
+    order.sort_by_key(|&target| (wanted[target].shard, wanted[target].begin));
+    let mut span: Option<Span> = None;
+    for target in order {
+        let range = wanted[target];
+        span = match span.take() {
+            Some(open) if open.reaches(&range) => Some(open.with(target, &range)),
+            finished => {
+                if let Some(open) = finished {
+                    open.cut(wanted, source_bytes[open.shard], chunk_bytes, reads);
+                }
+                Some(Span::new(target, &range))
+            }
+        };
+    }
+    if let Some(open) = span {
+        open.cut(wanted, source_bytes[open.shard], chunk_bytes, reads);
     }
 }
 
@@ -155,7 +189,7 @@ impl Span {
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
-    use super::{ALIGNMENT_BYTES, GAP_BYTES_MAX, Plan, Wanted};
+    use super::{ALIGNMENT_BYTES, GAP_BYTES_MAX, Plan, Wanted, windows};
 
     const CHUNK: usize = 4 * ALIGNMENT_BYTES;
 
@@ -165,7 +199,11 @@ mod tests {
 
     /// Carries the plan out on a source whose every byte is known, and compares.
     fn check(ranges: &[Wanted], source_bytes: &[u64]) -> Plan {
-        let plan = Plan::new(ranges.to_vec(), source_bytes, CHUNK);
+        check_windows(ranges, source_bytes, u64::MAX)
+    }
+
+    fn check_windows(ranges: &[Wanted], source_bytes: &[u64], window_bytes: u64) -> Plan {
+        let plan = Plan::new(ranges.to_vec(), source_bytes, CHUNK, window_bytes);
         let byte = |shard: usize, offset: u64| (offset * 31 + shard as u64 * 7) as u8;
         let mut filled: Vec<Vec<Option<u8>>> =
             ranges.iter().map(|range| vec![None; range.bytes() as usize]).collect();
@@ -223,6 +261,24 @@ mod tests {
                 })
                 .collect();
             check(&ranges, &sizes);
+            let window_bytes = random(500_000);
+            let plan = check_windows(&ranges, &sizes, window_bytes);
+            let windows = windows(&ranges, window_bytes);
+            let window_of = |target| windows.iter().position(|window| window.contains(&target));
+            let of_reads: Vec<_> = plan
+                .reads
+                .iter()
+                .map(|read| {
+                    let window = window_of(read.pieces[0].target);
+                    assert!(read.pieces.iter().all(|piece| window_of(piece.target) == window));
+                    window
+                })
+                .collect();
+            assert!(of_reads.is_sorted());
+            for window in windows.iter().filter(|window| window.len() > 1) {
+                let bytes: u64 = ranges[window.clone()].iter().map(Wanted::bytes).sum();
+                assert!(bytes <= window_bytes);
+            }
         }
     }
 }

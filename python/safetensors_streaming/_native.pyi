@@ -10,6 +10,7 @@ __all__ = [
     "DEBUG_BUILD",
     "DeviceArray",
     "Handle",
+    "PlannedLoad",
     "Report",
     "Stream",
     "TensorSlice",
@@ -56,6 +57,14 @@ class TensorSlice:
     def get_shape(self) -> list[int]: ...
     def get_dtype(self) -> str: ...
     def __getitem__(self, key: Any, /) -> Tensor: ...
+
+@final
+class PlannedLoad:
+    def __new__(
+        cls, requests: Sequence[tuple[TensorSlice, int, dtype | None]], ahead_bytes: int
+    ) -> Self: ...
+    def take(self, request: int) -> Tensor | None: ...
+    def close(self) -> None: ...
 
 @final
 class Stream:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from os import PathLike
 from threading import RLock
 from types import FrameType, ModuleType
@@ -19,6 +19,7 @@ import safetensors
 from safetensors_streaming_children import AfterImport
 
 from safetensors_streaming import _load, _open, _upstream
+from safetensors_streaming.adapters import ADAPTERS, Adapter
 
 #: Set by `patch(children=True)`; the `.pth` file of the wheel reads them in child processes.
 CHILDREN_VARIABLE = "SAFETENSORS_STREAMING_PATCH"
@@ -94,6 +95,7 @@ class Status:
         modules: The names, as "module.attribute", that now lead here.
         served: Calls that were served here, by entry point.
         delegated: Calls that upstream served, by reason.
+        adapters: Imported libraries whose own plan is read: the version, or why it is not.
     """
 
     patched: bool
@@ -101,9 +103,10 @@ class Status:
     modules: list[str]
     served: dict[str, int]
     delegated: dict[str, int]
+    adapters: dict[str, str]
 
     def __str__(self) -> str:
-        """Five lines for people."""
+        """Six lines for people."""
 
         def counts(calls: dict[str, int]) -> str:
             return ", ".join(f"{name} {count}" for name, count in calls.items()) or "none"
@@ -113,7 +116,8 @@ class Status:
             f"device of calls that name none: {self.device}\n"
             f"names that lead here: {', '.join(self.modules) or 'none'}\n"
             f"calls served: {counts(self.served)}\n"
-            f"calls delegated to safetensors: {counts(self.delegated)}"
+            f"calls delegated to safetensors: {counts(self.delegated)}\n"
+            f"libraries adapted to: {', '.join(self.adapters.values()) or 'none'}"
         )
 
 
@@ -123,7 +127,8 @@ class _Patch:
     def __init__(self) -> None:
         self.lock = RLock()
         self.replaced: list[tuple[object, object]] = []
-        self.hook: AfterImport | None = None
+        self.hooks: dict[str, AfterImport] = {}
+        self.adapters: dict[str, str] = {}
         self.device = "cpu"
 
     def apply(self, device: str | None) -> None:
@@ -133,17 +138,17 @@ class _Patch:
             if self.replaced:
                 return
             self._replace(safetensors.safe_open, safe_open)
-            if _TORCH_MODULE in sys.modules:
-                self._replace_torch()
-            else:
-                self.hook = AfterImport(_TORCH_MODULE, self._replace_torch_late)
-                self.hook.install()
+            self._once_imported(_TORCH_MODULE, self._replace_torch)
+            for adapter in ADAPTERS:
+                self._once_imported(adapter.module, partial(self._adapt, adapter))
 
     def undo(self) -> None:
         """Put upstream's names back, also into modules that captured ours since."""
         with self.lock:
             self.device = "cpu"
-            self._remove_hook()
+            self.adapters = {}
+            while self.hooks:
+                self.hooks.popitem()[1].remove()
             while self.replaced:
                 original, replacement = self.replaced.pop()
                 _swap(replacement, original)
@@ -163,16 +168,30 @@ class _Patch:
         for name, replacement in _TORCH_FUNCTIONS.items():
             self._replace(getattr(module, name), replacement)
 
-    def _replace_torch_late(self) -> None:
-        with self.lock:
-            if self.hook is not None:
-                self._remove_hook()
-                self._replace_torch()
+    def _adapt(self, adapter: Adapter) -> None:
+        reason = adapter.obstacle()
+        if reason is None:
+            try:
+                pairs = adapter.replacements()
+            except (ImportError, AttributeError) as error:  # the library's import must go on
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                for original, replacement in pairs:
+                    self._replace(original, replacement)
+        self.adapters[adapter.library] = f"{adapter.library} ({reason or 'yes'})"
 
-    def _remove_hook(self) -> None:
-        if self.hook is not None:
-            self.hook.remove()
-        self.hook = None
+    def _once_imported(self, module: str, action: Callable[[], None]) -> None:
+        if module in sys.modules:
+            action()
+            return
+
+        def late() -> None:
+            with self.lock:
+                if self.hooks.pop(module, None) is not None:
+                    action()
+
+        self.hooks[module] = AfterImport(module, late)
+        self.hooks[module].install()
 
     def renew_lock(self) -> None:
         """Make the lock anew in a forked child, where nobody may be left to release it."""
@@ -256,4 +275,5 @@ def status() -> Status:
     """What is patched, and how many calls were served or delegated, and why."""
     served, delegated = _upstream.calls.snapshot()
     modules = _patch.modules()
-    return Status(bool(_patch.replaced), _patch.device, modules, served, delegated)
+    adapters = dict(_patch.adapters)
+    return Status(bool(_patch.replaced), _patch.device, modules, served, delegated, adapters)

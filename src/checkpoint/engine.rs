@@ -25,12 +25,14 @@ pub(crate) struct Options {
     pub(crate) reader: ReaderChoice,
     /// What shall be in the page cache afterwards.
     pub(crate) cache: CachePolicy,
+    /// How many bytes of targets, in their order, are read in file order before the next ones are.
+    pub(crate) window_bytes: u64,
 }
 
 impl Options {
-    /// The reader that the environment asks for, with a cache policy.
+    /// The reader that the environment asks for, with a cache policy; everything in file order.
     pub(crate) fn with_cache(cache: CachePolicy) -> Self {
-        Self { reader: config().reader, cache }
+        Self { reader: config().reader, cache, window_bytes: u64::MAX }
     }
 }
 
@@ -47,7 +49,7 @@ pub(crate) fn run(
     let bytes = wanted.iter().map(Wanted::bytes).sum();
     let (chunk_bytes, slots_max) = sizes(sources, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
-    let plan = Plan::new(wanted, &source_bytes, chunk_bytes);
+    let plan = Plan::new(wanted, &source_bytes, chunk_bytes, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
     let slots = slots_max.min(plan.reads.len());
     let lease = Ring::of_process().lend(slots);

@@ -9,7 +9,7 @@ use crate::checkpoint::engine::{Options, run};
 use crate::config::SLOT_BYTES;
 use crate::device::cuda::kernels::Conversion;
 use crate::device::workers::Workers;
-use crate::device::{Allocator, Buffer, Destination, Worker};
+use crate::device::{Allocator, Buffer, Destination};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::format::dtype::FLOATING;
@@ -17,7 +17,7 @@ use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::{Goals, Made, take};
-use crate::python::lanes::Lane;
+use crate::python::lanes::{Hand, Lane};
 use crate::python::tensor::{to_torch, torch_type};
 use crate::report::Report;
 use crate::source::Source;
@@ -119,21 +119,35 @@ impl Ready {
         caller: &mut dyn Caller,
     ) -> Result<Report> {
         let few = wanted.len() == 1 && wanted[0].bytes() <= SLOT_BYTES as u64;
-        let mut workers = Workers::new(|done| {
-            let worker = |lane: &Lane| lane.worker(few, done);
-            self.lanes.iter().map(worker).collect::<Result<Vec<Box<dyn Worker>>>>()
-        })?;
+        let hands = self.hands();
+        let mut workers =
+            Workers::new(|done| hands.into_iter().map(|hand| hand.worker(few, done)).collect())?;
         let sizes: Vec<_> = (0..self.lanes.len()).map(|number| self.sizes(number)).collect();
-        let lanes = self.lanes.iter_mut().zip(&sizes);
-        let mut allocators = Allocators {
+        let mut allocators = self.allocators(&sizes);
+        let to = Destination { device: &mut workers, allocator: &mut allocators };
+        run(sources, wanted, options, to, caller)
+    }
+
+    /// What starts who copies on each lane.
+    pub(crate) fn hands(&self) -> Vec<Hand> {
+        self.lanes.iter().map(Lane::hand).collect()
+    }
+
+    /// Memory for one target, made in the calling thread; of torch's.
+    pub(crate) fn provide(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
+        let none = vec![Vec::new(); self.lanes.len()];
+        self.allocators(&none).allocate(target, bytes)
+    }
+
+    fn allocators(&mut self, sizes: &[Vec<u64>]) -> Allocators<'_> {
+        let lanes = self.lanes.iter_mut().zip(sizes);
+        Allocators {
             lanes: lanes.map(|(lane, sizes)| lane.allocator(sizes)).collect(),
             goals: &self.goals,
             given: &mut self.given,
             conversions: &self.conversions,
             forms: &self.forms,
-        };
-        let to = Destination { device: &mut workers, allocator: &mut allocators };
-        run(sources, wanted, options, to, caller)
+        }
     }
 
     /// The size of each target's memory, zero for those that are not a lane's to allocate.

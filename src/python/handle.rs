@@ -207,6 +207,16 @@ impl TensorSlice {
 }
 
 impl TensorSlice {
+    /// The shard, and the place in its file order.
+    pub(crate) fn place(&self) -> (&Shard, usize) {
+        (&self.checkpoint.shards[0], self.index)
+    }
+
+    /// The tensor's name.
+    pub(crate) fn name(&self) -> &str {
+        self.checkpoint.name(Place { shard: 0, tensor: self.index })
+    }
+
     fn facts(&self) -> PyResult<(&[u64], Dtype)> {
         let gone = || Error::Internal("a slice of no tensor".to_owned());
         let info = self.checkpoint.shards[0].header.tensor(self.index).ok_or_else(gone)?;

@@ -76,18 +76,13 @@ impl Lane {
         }
     }
 
-    /// Who copies, with threads or, where there is but one small tensor, without.
-    pub(crate) fn worker(&self, few: bool, done: &Sender<Placed>) -> Result<Box<dyn Worker>> {
-        let (stream, user) = match self {
-            Self::Host if few => return Ok(Box::new(HostWorker::without_threads(done))),
-            Self::Host => return Ok(Box::new(HostWorker::new(done))),
-            Self::Slabs(stream) => (stream, None),
-            Self::Torch(lane) => (&lane.stream, Some(lane.gpu.stream())),
-        };
-        if few {
-            return Ok(Box::new(CudaWorker::without_threads(stream, user, done)));
+    /// What starts who copies.
+    pub(crate) fn hand(&self) -> Hand {
+        match self {
+            Self::Host => Hand::Host,
+            Self::Slabs(stream) => Hand::Cuda(Arc::clone(stream), None),
+            Self::Torch(lane) => Hand::Cuda(Arc::clone(&lane.stream), Some(lane.gpu.stream())),
         }
-        Ok(Box::new(CudaWorker::new(stream, user, done)?))
     }
 
     /// Who allocates tensors of those sizes, by target.
@@ -97,5 +92,27 @@ impl Lane {
             Self::Slabs(stream) => Box::new(SlabAllocator::new(stream.gpu(), sizes)),
             Self::Torch(lane) => Box::new(&mut lane.allocator),
         }
+    }
+}
+
+/// Starts who copies on a lane, in whatever thread.
+pub(crate) enum Hand {
+    /// To memory of the host.
+    Host,
+    /// By a stream, behind what a stream of torch's was given.
+    Cuda(Arc<Stream>, Option<Stream>),
+}
+
+impl Hand {
+    /// With threads or, where there is but one small tensor, without.
+    pub(crate) fn worker(self, few: bool, done: &Sender<Placed>) -> Result<Box<dyn Worker>> {
+        Ok(match self {
+            Self::Host if few => Box::new(HostWorker::without_threads(done)),
+            Self::Host => Box::new(HostWorker::new(done)),
+            Self::Cuda(stream, user) if few => {
+                Box::new(CudaWorker::without_threads(&stream, user, done))
+            }
+            Self::Cuda(stream, user) => Box::new(CudaWorker::new(&stream, user, done)?),
+        })
     }
 }

@@ -1,6 +1,7 @@
 //! The extension module as a list. Functions here convert, detach, call, convert.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands over owned arguments")]
 
+mod ahead;
 mod array;
 mod collector;
 mod destination;
@@ -10,6 +11,7 @@ mod handle;
 mod into;
 mod lanes;
 mod load;
+mod planned;
 mod read_ahead;
 mod report;
 mod stream;
@@ -28,6 +30,8 @@ mod _native {
     use super::into::load_into;
     #[pymodule_export]
     use super::load::{load_bytes, load_checkpoint, load_file, read_through, release};
+    #[pymodule_export]
+    use super::planned::PlannedLoad;
     #[pymodule_export]
     use super::report::{PyReport, last_report};
     #[pymodule_export]

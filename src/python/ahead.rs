@@ -1,0 +1,310 @@
+//! A load in the background that never has more memory of a GPU than its caller is about to take:
+//! torch allocates it in the caller's thread, a little ahead.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ops::Range;
+use std::rc::Rc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use pyo3::exceptions::PyInterruptedError;
+use pyo3::prelude::*;
+
+use crate::checkpoint::engine::{Options, run};
+use crate::config::SIGNAL_INTERVAL;
+use crate::device::workers::Workers;
+use crate::device::{Allocator, Buffer, Destination};
+use crate::error::{Error, Result};
+use crate::pipeline::Caller;
+use crate::plan::{Read, Wanted, windows};
+use crate::python::destination::{Made, take};
+use crate::python::fetch::{Ready, Sources, Targets};
+use crate::python::lanes::Hand;
+use crate::reader::CachePolicy;
+use crate::report::Report;
+
+/// How far ahead it may be.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Targets, in their order, that are read in file order before the next ones: so many bytes.
+    pub(crate) window_bytes: u64,
+    /// Memory made and not taken yet, a window or the rest of a tensor more at most.
+    pub(crate) ahead_bytes: u64,
+    /// How long what was read waits to be taken; for ever, if none.
+    pub(crate) patience: Option<Duration>,
+}
+
+/// The load, seen from its caller.
+pub(crate) struct Ahead {
+    ready: Ready,
+    made: Made,
+    sources: Sources,
+    wanted: Vec<Wanted>,
+    windows: Vec<Range<usize>>,
+    /// See [`Limits::ahead_bytes`].
+    bytes_max: u64,
+    /// For how many targets there is memory, and how many bytes of it were not taken yet.
+    provided: usize,
+    outstanding_bytes: u64,
+    arrived: HashSet<usize>,
+    /// How the load ended, once that is known and until it is told.
+    outcome: Option<Result<Report>>,
+    /// The thread ends when this is gone.
+    memory: Option<Sender<Buffer>>,
+    events: Receiver<Event>,
+    thread: Option<JoinHandle<()>>,
+    process: u32,
+}
+
+/// What the thread tells: a target is whole, or there will be no more.
+enum Event {
+    Arrived(usize),
+    Ended(Result<Report>),
+}
+
+impl Ahead {
+    /// Begins to read; nothing without bytes is among the targets.
+    pub(crate) fn begin(
+        ready: Ready,
+        sources: Sources,
+        targets: Targets,
+        limits: Limits,
+    ) -> Result<Self> {
+        let Targets { wanted, .. } = targets;
+        let (memory, provided) = unbounded();
+        let (events_in, events) = unbounded();
+        let mut options = Options::with_cache(CachePolicy::Auto);
+        options.window_bytes = limits.window_bytes;
+        let background = Background {
+            sources: Sources::clone(&sources),
+            wanted: wanted.clone(),
+            options,
+            hands: ready.hands(),
+            provided,
+            events: events_in,
+            patience: limits.patience,
+        };
+        let thread = Builder::new().name("sst-loop".to_owned()).spawn(move || background.run());
+        let thread = thread.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+        Ok(Self {
+            made: ready.made(),
+            ready,
+            sources,
+            windows: windows(&wanted, limits.window_bytes),
+            wanted,
+            bytes_max: limits.ahead_bytes,
+            provided: 0,
+            outstanding_bytes: 0,
+            arrived: HashSet::new(),
+            outcome: None,
+            memory: Some(memory),
+            events,
+            thread: Some(thread),
+            process: std::process::id(),
+        })
+    }
+
+    /// Whether it was begun in this process, not in the one that this was forked from.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    /// Waits for a target, which was not taken before; none where the load has ended without it:
+    /// [`Self::outcome`] knows why.
+    pub(crate) fn take<'py>(
+        &mut self,
+        py: Python<'py>,
+        target: usize,
+    ) -> Result<Option<Bound<'py, PyAny>>> {
+        if self.outcome.is_none()
+            && let Err(error) = self.provide(target)
+        {
+            self.memory = None; // the thread ends with what it has
+            self.outcome = Some(Err(error));
+        }
+        while !self.arrived.remove(&target) {
+            if self.outcome.is_some() {
+                return Ok(None);
+            }
+            match self.event(py)? {
+                Event::Arrived(target) => {
+                    self.arrived.insert(target);
+                }
+                Event::Ended(outcome) => self.outcome = Some(outcome),
+            }
+        }
+        let Wanted { shard, .. } = self.wanted[target];
+        self.sources[shard].check_unchanged()?;
+        self.outstanding_bytes -= self.wanted[target].bytes();
+        Ok(take(py, &self.made, target))
+    }
+
+    /// Ends the load, if it goes on yet, and tells how it ended; once.
+    pub(crate) fn finish(&mut self, py: Python<'_>) -> Option<Result<Report>> {
+        self.memory = None;
+        let thread = self.thread.take().filter(|_| self.is_of_this_process());
+        if let Some(thread) = thread {
+            // It waits for what is in flight; others may need the interpreter for that to end.
+            let _ended = py.detach(|| thread.join());
+            for event in self.events.try_iter() {
+                if let Event::Ended(outcome) = event {
+                    self.outcome.get_or_insert(outcome);
+                }
+            }
+        }
+        self.outcome.take()
+    }
+
+    /// Has torch make memory for the next targets, in the thread that will have them: for all that
+    /// are read together with the one that is waited for, and for more while there is room ahead.
+    fn provide(&mut self, target: usize) -> Result<()> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let window = self.windows.partition_point(|window| window.end <= target);
+        let needed = self.windows.get(window).map_or(0, |window| window.end);
+        while let Some(wanted) = self.wanted.get(self.provided)
+            && (self.provided < needed || self.outstanding_bytes < self.bytes_max)
+        {
+            let size = usize::try_from(wanted.bytes()).unwrap_or(usize::MAX);
+            let buffer = match self.ready.provide(self.provided, size) {
+                Err(_no_room_ahead) if self.provided >= needed => {
+                    self.bytes_max = 0;
+                    break;
+                }
+                made => made?,
+            };
+            // A thread that has given up is found by its last word.
+            let _sent = memory.send(buffer);
+            self.provided += 1;
+            self.outstanding_bytes += wanted.bytes();
+        }
+        Ok(())
+    }
+
+    fn event(&self, py: Python<'_>) -> Result<Event> {
+        if let Ok(event) = self.events.try_recv() {
+            return Ok(event);
+        }
+        loop {
+            match py.detach(|| self.events.recv_timeout(SIGNAL_INTERVAL)) {
+                Ok(event) => return Ok(event),
+                Err(RecvTimeoutError::Timeout) => py.check_signals()?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let lost = Error::Internal("the reading thread is gone".to_owned());
+                    return Ok(Event::Ended(Err(lost)));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.memory = None;
+        // Without an interpreter, at its end, the thread ends with the process.
+        let _outcome = Python::try_attach(|py| self.finish(py));
+    }
+}
+
+/// What the thread works with.
+struct Background {
+    sources: Sources,
+    wanted: Vec<Wanted>,
+    options: Options,
+    hands: Vec<Hand>,
+    provided: Receiver<Buffer>,
+    events: Sender<Event>,
+    patience: Option<Duration>,
+}
+
+impl Background {
+    fn run(self) {
+        let Self { sources, wanted, options, hands, provided, events, patience } = self;
+        let buffers = Rc::new(RefCell::new(Vec::new()));
+        let mut memory = Provided(Rc::clone(&buffers));
+        let (told, idle) = (events.clone(), None);
+        let mut pace = Pace { provided, buffers, events: told, closed: false, idle, patience };
+        let workers =
+            Workers::new(|done| hands.into_iter().map(|hand| hand.worker(false, done)).collect());
+        let outcome = workers.and_then(|mut workers| {
+            let to = Destination { device: &mut workers, allocator: &mut memory };
+            run(&sources, wanted, options, to, &mut pace)
+        });
+        // Nobody listens any more where the load was dropped.
+        let _sent = events.send(Event::Ended(outcome));
+    }
+}
+
+/// Memory that the caller's thread has made, in the order of the targets.
+struct Provided(Rc<RefCell<Vec<Buffer>>>);
+
+impl Allocator for Provided {
+    fn allocate(&mut self, target: usize, _bytes: usize) -> Result<Buffer> {
+        let lost = || Error::Internal("a read without memory to go to".to_owned());
+        self.0.borrow().get(target).cloned().ok_or_else(lost)
+    }
+}
+
+/// Begins no read for which there is no memory yet, and tells what has arrived.
+struct Pace {
+    provided: Receiver<Buffer>,
+    buffers: Rc<RefCell<Vec<Buffer>>>,
+    events: Sender<Event>,
+    closed: bool,
+    idle: Option<Instant>,
+    patience: Option<Duration>,
+}
+
+impl Pace {
+    fn take(&mut self) {
+        loop {
+            match self.provided.try_recv() {
+                Ok(buffer) => self.buffers.borrow_mut().push(buffer),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+            self.idle = None;
+        }
+    }
+}
+
+impl Caller for Pace {
+    fn deliver(&mut self, target: usize, _buffer: Buffer) -> Result<()> {
+        // A caller who has gone is found by the next check.
+        let _sent = self.events.send(Event::Arrived(target));
+        Ok(())
+    }
+
+    fn check(&mut self, _bytes_done: u64) -> Result<()> {
+        self.take();
+        if self.closed {
+            let ended = PyInterruptedError::new_err("the load was given up");
+            return Err(Error::Stopped(Box::new(ended)));
+        }
+        Ok(())
+    }
+
+    fn admits(&mut self, read: &Read) -> bool {
+        self.take();
+        let last = read.pieces.iter().map(|piece| piece.target).max();
+        last.is_none_or(|last| last < self.buffers.borrow().len())
+    }
+
+    fn wait(&mut self) {
+        match self.provided.recv_timeout(SIGNAL_INTERVAL) {
+            Ok(buffer) => {
+                self.buffers.borrow_mut().push(buffer);
+                self.idle = None;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let since = *self.idle.get_or_insert_with(Instant::now);
+                self.closed |= self.patience.is_some_and(|patience| since.elapsed() > patience);
+            }
+            Err(RecvTimeoutError::Disconnected) => self.closed = true,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+"""Loads of libraries that place tensors on GPUs, each with the call that its users make; run by
+test_placed.py, once as it is and once patched.
+
+Usage: python placed_cases.py save FOLDER | load FOLDER stock|ours CASE ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import simulator
+from library_cases import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+Weights = dict[str, "torch.Tensor"]
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+}
+
+
+def save_everything(folder: Path) -> None:
+    """Writes tiny random models."""
+    import torch  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415
+        LlamaConfig,
+        LlamaForCausalLM,
+        MixtralConfig,
+        MixtralForCausalLM,
+    )
+
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**SIZES)).to(torch.bfloat16)
+    llama.save_pretrained(folder / "llama", max_shard_size="200KB")
+    tied = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    tied.save_pretrained(folder / "tied", max_shard_size="200KB")
+    mixtral = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
+    mixtral.save_pretrained(folder / "mixtral", max_shard_size="1MB")
+
+
+def load(folder: Path, **keywords: object) -> Weights:
+    """A language model's weights, those on the disk left out."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    model = AutoModelForCausalLM.from_pretrained(folder, **keywords)
+    return {name: part for name, part in model.state_dict().items() if not part.is_meta}
+
+
+def llama(folder: Path) -> Weights:
+    """In shards, to one GPU, as its file is."""
+    return load(folder / "llama", device_map="cuda:0")
+
+
+def llama_current(folder: Path) -> Weights:
+    """To the GPU that is torch's current one, which "cuda" means there."""
+    import torch  # noqa: PLC0415
+
+    with torch.cuda.device(1):
+        return load(folder / "llama", device_map="cuda")
+
+
+def tied(folder: Path) -> Weights:
+    """One weight under two names."""
+    return load(folder / "tied", device_map=0)
+
+
+def tied_cast(folder: Path) -> Weights:
+    """Converted to a smaller type on the way."""
+    import torch  # noqa: PLC0415
+
+    return load(folder / "tied", device_map="cuda:0", dtype=torch.bfloat16)
+
+
+def llama_cast(folder: Path) -> Weights:
+    """Converted to a larger type, for which there is no kernel."""
+    import torch  # noqa: PLC0415
+
+    return load(folder / "llama", device_map="cuda:0", dtype=torch.float32)
+
+
+def spread(folder: Path, last: str, **keywords: object) -> Weights:
+    """Over two GPUs and another place."""
+    placed: dict[str, object] = {"model.embed_tokens": 0, "model.rotary_emb": 0}
+    placed |= {f"model.layers.{layer}": layer % 2 for layer in range(11)}
+    placed |= {"model.layers.11": last, "model.norm": "cpu", "lm_head": 1}
+    return load(folder / "llama", device_map=placed, **keywords)
+
+
+def llama_spread(folder: Path) -> Weights:
+    """Over two GPUs and the host."""
+    return spread(folder, "cpu")
+
+
+def llama_offload(folder: Path) -> Weights:
+    """Over two GPUs, the host and the disk."""
+    return spread(folder, "disk", offload_folder=str(folder / "offload"))
+
+
+def llama_nowhere(folder: Path) -> Weights:
+    """Without a word about devices."""
+    return load(folder / "llama")
+
+
+def mixtral(folder: Path) -> Weights:
+    """Experts that are merged on the GPU."""
+    return load(folder / "mixtral", device_map="cuda:0")
+
+
+CASES: dict[str, Callable[[Path], Weights]] = {
+    "transformers": llama,
+    "transformers on the current GPU": llama_current,
+    "transformers tied": tied,
+    "transformers cast to bfloat16": tied_cast,
+    "transformers cast to float32": llama_cast,
+    "transformers on two GPUs and the host": llama_spread,
+    "transformers with a part on the disk": llama_offload,
+    "transformers without a device": llama_nowhere,
+    "transformers experts": mixtral,
+}
+
+
+def carry_out(case: str, folder: Path) -> dict[str, Any]:
+    """What came of a case: the weights, where they are, and what it cost."""
+    import torch  # noqa: PLC0415
+
+    if simulator.DRIVER is not None:
+        simulator.reset()
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    weights = CASES[case](folder)
+    counted = simulator.statistics() if simulator.DRIVER is not None else None
+    peaks = [torch.cuda.max_memory_allocated(gpu) for gpu in gpus]
+    places = {name: str(part.device) for name, part in weights.items()}
+    found = digest(weights)
+    weights.clear()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    return {"digest": found, "places": places, "driver": counted, "peaks": peaks}
+
+
+def main() -> None:
+    """Does as the arguments say, and prints the results as JSON in the last line."""
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    results: dict[str, Any] = {}
+    if task == "save":
+        save_everything(folder)
+    else:
+        ours = None
+        if sys.argv[3] == "ours":
+            import safetensors_streaming as ours  # noqa: PLC0415
+
+            ours.patch()
+        for case in sys.argv[4:]:
+            results[case] = carry_out(case, folder)
+            served = ours.status().served if ours else {}
+            results[case]["planned"] = served.get("transformers plan", 0)
+    print(json.dumps(results))  # noqa: T201
+    sys.stdout.flush()
+    os._exit(0)  # libraries' own clean-up at exit is no part of this
+
+
+if __name__ == "__main__":
+    main()
