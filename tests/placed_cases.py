@@ -1,11 +1,13 @@
 """Loads of libraries that place tensors on GPUs, each with the call that its users make; run by
 test_placed.py, once as it is and once patched.
 
-Usage: python placed_cases.py save FOLDER | load FOLDER stock|ours CASE ...
+Usage: python placed_cases.py save FOLDER | load FOLDER stock|ours|default CASE ...
+("default" is patched with a device for calls that name none.)
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,6 +19,7 @@ from library_cases import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     import torch
 
@@ -44,10 +47,21 @@ def save_everything(folder: Path) -> None:
     torch.manual_seed(0)
     llama = LlamaForCausalLM(LlamaConfig(**SIZES)).to(torch.bfloat16)
     llama.save_pretrained(folder / "llama", max_shard_size="200KB")
+    save_tokenizer(folder / "llama")
     tied = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     tied.save_pretrained(folder / "tied", max_shard_size="200KB")
     mixtral = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
     mixtral.save_pretrained(folder / "mixtral", max_shard_size="1MB")
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer of two words, for what needs one."""
+    from tokenizers import Tokenizer, models  # noqa: PLC0415
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
+
+    words = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))  # noqa: S106
+    made = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")  # noqa: S106
+    made.save_pretrained(folder)
 
 
 def load(folder: Path, **keywords: object) -> Weights:
@@ -118,7 +132,43 @@ def mixtral(folder: Path) -> Weights:
     return load(folder / "mixtral", device_map="cuda:0")
 
 
+def llama_on_host(folder: Path) -> Weights:
+    """To the host, by name."""
+    return load(folder / "llama", device_map="cpu")
+
+
+def llama_in_context(folder: Path) -> Weights:
+    """To the device of a context."""
+    import torch  # noqa: PLC0415
+
+    with torch.device("cuda:1"):
+        return load(folder / "llama")
+
+
+def pipeline(folder: Path, **keywords: object) -> Weights:
+    """A text generator's weights."""
+    from transformers import pipeline as make  # noqa: PLC0415
+
+    return make("text-generation", str(folder / "llama"), **keywords).model.state_dict()
+
+
+def pipeline_nowhere(folder: Path) -> Weights:
+    """A pipeline without a word about devices."""
+    return pipeline(folder)
+
+
+def pipeline_on_host(folder: Path) -> Weights:
+    """A pipeline on the host, by name."""
+    return pipeline(folder, device="cpu")
+
+
+def pipeline_elsewhere(folder: Path) -> Weights:
+    """A pipeline on another GPU, by number."""
+    return pipeline(folder, device=1)
+
+
 CASES: dict[str, Callable[[Path], Weights]] = {
+    "transformers without a device": llama_nowhere,  # before anything has touched a GPU
     "transformers": llama,
     "transformers on the current GPU": llama_current,
     "transformers tied": tied,
@@ -126,8 +176,21 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers cast to float32": llama_cast,
     "transformers on two GPUs and the host": llama_spread,
     "transformers with a part on the disk": llama_offload,
-    "transformers without a device": llama_nowhere,
     "transformers experts": mixtral,
+    "transformers on the host": llama_on_host,
+    "transformers in a device's context": llama_in_context,
+    "pipeline without a device": pipeline_nowhere,
+    "pipeline on the host": pipeline_on_host,
+    "pipeline on another GPU": pipeline_elsewhere,
+}
+#: With what calls that name no device get, and where the weights are to be then.
+DEFAULTS = {
+    "transformers without a device": "cuda:0",
+    "transformers on the host": "cpu",
+    "transformers in a device's context": "cuda:1",
+    "pipeline without a device": "cuda:0",
+    "pipeline on the host": "cpu",
+    "pipeline on another GPU": "cuda:1",
 }
 
 
@@ -135,6 +198,7 @@ def carry_out(case: str, folder: Path) -> dict[str, Any]:
     """What came of a case: the weights, where they are, and what it cost."""
     import torch  # noqa: PLC0415
 
+    gc.collect()  # models that are dispatched are cycles
     if simulator.DRIVER is not None:
         simulator.reset()
     gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
@@ -152,6 +216,12 @@ def carry_out(case: str, folder: Path) -> dict[str, Any]:
     return {"digest": found, "places": places, "driver": counted, "peaks": peaks}
 
 
+def planned(ours: ModuleType | None) -> int:
+    """How many plans were read."""
+    served = ours.status().served if ours else {}
+    return sum(count for name, count in served.items() if name.endswith(" plan"))
+
+
 def main() -> None:
     """Does as the arguments say, and prints the results as JSON in the last line."""
     task, folder = sys.argv[1], Path(sys.argv[2])
@@ -160,14 +230,14 @@ def main() -> None:
         save_everything(folder)
     else:
         ours = None
-        if sys.argv[3] == "ours":
+        if sys.argv[3] != "stock":
             import safetensors_streaming as ours  # noqa: PLC0415
 
-            ours.patch()
+            ours.patch(device="cuda" if sys.argv[3] == "default" else None)
         for case in sys.argv[4:]:
+            before = planned(ours)
             results[case] = carry_out(case, folder)
-            served = ours.status().served if ours else {}
-            results[case]["planned"] = served.get("transformers plan", 0)
+            results[case]["planned"] = planned(ours) - before
     print(json.dumps(results))  # noqa: T201
     sys.stdout.flush()
     os._exit(0)  # libraries' own clean-up at exit is no part of this

@@ -12,42 +12,21 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from os import PathLike
 from threading import RLock
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import safetensors
 from safetensors_streaming_children import AfterImport
 
 from safetensors_streaming import _load, _open, _upstream
+from safetensors_streaming._default import default, device_for
 from safetensors_streaming.adapters import ADAPTERS, Adapter
 
 #: Set by `patch(children=True)`; the `.pth` file of the wheel reads them in child processes.
 CHILDREN_VARIABLE = "SAFETENSORS_STREAMING_PATCH"
 DEVICE_VARIABLE = "SAFETENSORS_STREAMING_DEVICE"
 
-#: Libraries that place tensors themselves: a call of theirs without a device means the CPU.
-_PLACERS = frozenset(
-    {
-        "accelerate",
-        "diffusers",
-        "huggingface_hub",
-        "peft",
-        "safetensors",
-        "sentence_transformers",
-        "sglang",
-        "torch",
-        "transformers",
-        "vllm",
-    }
-)
-
 _TORCH_MODULE = "safetensors.torch"
-
-
-def _default_device(caller: FrameType) -> str:
-    """The device for a call that names none: `patch`'s, but for libraries that place tensors."""
-    library = str(caller.f_globals.get("__name__", "")).split(".", maxsplit=1)[0]
-    return "cpu" if library in _PLACERS else _patch.device
 
 
 class safe_open(_open.safe_open):  # noqa: N801 - upstream's name
@@ -64,7 +43,7 @@ class safe_open(_open.safe_open):  # noqa: N801 - upstream's name
     ) -> "safe_open":
         """Open the file on the device that the call or `patch` names."""
         if not device and "device" not in keywords and framework in _upstream.TORCH_NAMES:
-            keywords["device"] = _default_device(sys._getframe(1))  # noqa: SLF001 - no other way
+            keywords["device"] = device_for(sys._getframe(1))  # noqa: SLF001 - no other way
         opened: Any = super().__new__(cls, filename, framework, *device, **keywords)
         return opened  # type: ignore[no-any-return]
 
@@ -72,7 +51,7 @@ class safe_open(_open.safe_open):  # noqa: N801 - upstream's name
 @wraps(_load.load_file)
 def _load_file(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as load_file
     if len(args) < 2 and "device" not in keywords:  # noqa: PLR2004 - the device is the second
-        keywords["device"] = _default_device(sys._getframe(1))  # noqa: SLF001 - no other way
+        keywords["device"] = device_for(sys._getframe(1))  # noqa: SLF001 - no other way
     return _load.load_file(*args, **keywords)
 
 
@@ -129,12 +108,11 @@ class _Patch:
         self.replaced: list[tuple[object, object]] = []
         self.hooks: dict[str, AfterImport] = {}
         self.adapters: dict[str, str] = {}
-        self.device = "cpu"
 
     def apply(self, device: str | None) -> None:
         """Replace everywhere; names that come later are found by the modules' own imports."""
         with self.lock:
-            self.device = device or self.device
+            default.device = device or default.device
             if self.replaced:
                 return
             self._replace(safetensors.safe_open, safe_open)
@@ -145,7 +123,7 @@ class _Patch:
     def undo(self) -> None:
         """Put upstream's names back, also into modules that captured ours since."""
         with self.lock:
-            self.device = "cpu"
+            default.device = "cpu"
             self.adapters = {}
             while self.hooks:
                 self.hooks.popitem()[1].remove()
@@ -233,10 +211,11 @@ def patch(*, device: object = None, children: bool = False) -> None:
     Starts no thread, opens no file and touches no GPU.
 
     Args:
-        device: Where direct calls of `load_file` and `safe_open` that name no device put their
-            tensors, as in `load_file`. Calls of libraries that place tensors themselves
-            (transformers, diffusers, accelerate, ...) are not changed by it. None leaves it as it
-            is: the CPU, as upstream, unless an earlier `patch` named another.
+        device: Where direct calls that name no device put their tensors, as in `load_file`: of
+            `load_file` and `safe_open`, and of transformers' `from_pretrained` and `pipeline`.
+            Calls of libraries that place tensors themselves (diffusers, accelerate, ...) are not
+            changed by it. None leaves it as it is: the CPU, as upstream, unless an earlier `patch`
+            named another.
         children: Also patch child processes, however they are started, by an environment variable
             that the installed `.pth` file reads.
     """
@@ -247,7 +226,7 @@ def patch(*, device: object = None, children: bool = False) -> None:
     if children:
         os.environ[CHILDREN_VARIABLE] = "1"
     if CHILDREN_VARIABLE in os.environ:
-        os.environ[DEVICE_VARIABLE] = _patch.device
+        os.environ[DEVICE_VARIABLE] = default.device
 
 
 def unpatch() -> None:
@@ -276,4 +255,4 @@ def status() -> Status:
     served, delegated = _upstream.calls.snapshot()
     modules = _patch.modules()
     adapters = dict(_patch.adapters)
-    return Status(bool(_patch.replaced), _patch.device, modules, served, delegated, adapters)
+    return Status(bool(_patch.replaced), default.device, modules, served, delegated, adapters)

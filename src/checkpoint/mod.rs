@@ -103,8 +103,7 @@ impl Shard {
     /// opened by its name again; if that is another file by now, nothing is read.
     pub(crate) fn read_ahead_if_cold(&self) {
         let Storage::Mapped(mapping, identity) = &self.storage else { return };
-        if let Ok(file) = LocalFile::open(&self.path)
-            && file.identity() == *identity
+        if let Ok(Some(file)) = LocalFile::open_again(&self.path, *identity)
             && !is_mostly_cached(&file)
         {
             read_ahead(file, mapping);

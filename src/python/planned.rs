@@ -73,6 +73,11 @@ impl PlannedLoad {
         Ok(Self { targets, slices, running: Mutex::new(running) })
     }
 
+    /// How many requests are read here.
+    fn __len__(&self) -> usize {
+        self.slices.len()
+    }
+
     /// The tensor of a request, waited for; None where it is not read here or was taken before.
     fn take<'py>(&self, py: Python<'py>, request: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
         let Some(target) = self.targets.get(request).copied().flatten() else { return Ok(None) };
@@ -136,7 +141,7 @@ impl Plan {
         let (shard, index) = slice.get().place();
         let (mut wanted, form) = shard.wanted(index, None)?;
         let Some(dtype) = made_type(slice.py(), &form, wanted, dtype)? else { return Ok(None) };
-        let Some(number) = files.number(shard) else { return Ok(None) };
+        let Some(number) = files.number(shard)? else { return Ok(None) };
         wanted.shard = number;
         self.slices.push(slice.clone().unbind());
         self.goals.push(Goal::Cuda(ordinal, Memory::Torch));
@@ -174,17 +179,16 @@ struct Files {
 
 impl Files {
     /// The number of a shard's source; none where its name is another file's by now.
-    fn number(&mut self, shard: &Shard) -> Option<usize> {
+    fn number(&mut self, shard: &Shard) -> Result<Option<usize>> {
         let known = self.shards.iter().position(|&known| std::ptr::eq(known, shard));
         if let Some(known) = known {
-            return self.numbers[known];
+            return Ok(self.numbers[known]);
         }
         let source: Option<Arc<dyn Source>> = match &shard.storage {
             Storage::Engine(source) => Some(Arc::clone(source)),
             Storage::Mapped(_, identity) => {
-                let file = LocalFile::open(&shard.path).ok();
-                let same = file.filter(|file| file.identity() == *identity);
-                same.map(|file| Arc::new(file) as Arc<dyn Source>)
+                let file = LocalFile::open_again(&shard.path, *identity)?;
+                file.map(|file| Arc::new(file) as Arc<dyn Source>)
             }
         };
         let number = source.map(|source| {
@@ -193,6 +197,6 @@ impl Files {
         });
         self.shards.push(std::ptr::from_ref(shard));
         self.numbers.push(number);
-        number
+        Ok(number)
     }
 }

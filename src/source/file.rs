@@ -63,6 +63,17 @@ impl LocalFile {
         Ok(Self { path: path.to_owned(), file, identity, direct: OnceLock::new() })
     }
 
+    /// Opens a file again by its path; none where that names another by now, or nothing. An error
+    /// where it is the same, and was written to since.
+    pub(crate) fn open_again(path: &Path, identity: Identity) -> Result<Option<Self>> {
+        let Ok(file) = Self::open(path) else { return Ok(None) };
+        let now = file.identity;
+        match (now.device, now.inode) == (identity.device, identity.inode) {
+            true if now != identity => Err(written_to(path, identity, now)),
+            same => Ok(same.then_some(file)),
+        }
+    }
+
     /// The descriptor for reads through the page cache.
     pub(crate) fn buffered(&self) -> &File {
         &self.file
@@ -109,18 +120,19 @@ impl Source for LocalFile {
 
     fn check_unchanged(&self) -> Result<()> {
         let now = Identity::of(&self.file).map_err(|error| Error::io(&self.path, error))?;
-        if now == self.identity {
-            return Ok(());
-        }
-        Err(Error::Read {
-            path: self.path.clone(),
-            offset: 0,
-            wanted: self.identity.bytes,
-            got: now.bytes,
-            target: None,
-            tensor: None,
-            cause: "the file was written to while it was being loaded; load it again".to_owned(),
-            errno: None,
-        })
+        if now == self.identity { Ok(()) } else { Err(written_to(&self.path, self.identity, now)) }
+    }
+}
+
+fn written_to(path: &Path, before: Identity, now: Identity) -> Error {
+    Error::Read {
+        path: path.to_owned(),
+        offset: 0,
+        wanted: before.bytes,
+        got: now.bytes,
+        target: None,
+        tensor: None,
+        cause: "the file was written to while it was being loaded; load it again".to_owned(),
+        errno: None,
     }
 }

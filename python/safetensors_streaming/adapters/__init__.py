@@ -52,5 +52,8 @@ def _of(name: str) -> Callable[[], list[Replacement]]:
 
 
 ADAPTERS = (
-    Adapter("transformers", "transformers.core_model_loading", "5.17", "5.24", _of("transformers")),
+    Adapter("transformers", "transformers.modeling_utils", "5.17", "5.24", _of("transformers")),
+    Adapter(
+        "transformers", "transformers.pipelines", "5.17", "5.24", _of("transformers_pipelines")
+    ),
 )

@@ -3,6 +3,8 @@
 `convert_and_load_state_dict_in_model` first names every tensor it wants, with device and type, by
 `spawn_materialize`, and then waits for them one after the other. What goes to a GPU is read here,
 in that order and a little ahead, straight to where it stays; all else is done as ever.
+
+Who names no device gets the one of `patch(device=...)`, as if it were the `device_map`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safetensors_streaming._default import device_for_caller_of
 from safetensors_streaming._native import PlannedLoad, TensorSlice
 from safetensors_streaming._upstream import calls
 
@@ -51,7 +54,7 @@ class _Load:
         def wait() -> torch.Tensor | None:
             if self.planned is None:
                 self.begin()
-            taken = self.planned and self.planned.take(number)
+            taken = None if self.planned is None else self.planned.take(number)
             return alone() if taken is None else taken
 
         return wait
@@ -59,8 +62,9 @@ class _Load:
     def begin(self) -> None:
         """Begins to read: the plan is complete when the first tensor is waited for."""
         ahead = AHEAD_BYTES_SPARING if self.sparing else AHEAD_BYTES
-        calls.serve("transformers plan")
         self.planned = PlannedLoad(self.requests, ahead)
+        if len(self.planned):
+            calls.serve("transformers plan")
 
     def close(self) -> None:
         """Ends what still goes on."""
@@ -72,6 +76,8 @@ _load: ContextVar[_Load | None] = ContextVar("safetensors_streaming_load", defau
 _library: Any = import_module("transformers.core_model_loading")
 _spawn = _library.spawn_materialize
 _convert = _library.convert_and_load_state_dict_in_model
+_placing: Any = import_module("transformers.integrations.accelerate")
+_check_map = _placing.check_and_set_device_map
 
 
 def _gpu(device: str | int | torch.device | None) -> int | None:
@@ -119,6 +125,19 @@ def _convert_and_load(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401
         load.close()
 
 
+@wraps(_check_map)
+def _check_and_set_device_map(device_map: Any) -> Any:  # noqa: ANN401
+    checked = _check_map(device_map)
+    if checked is not None or _placing.is_deepspeed_zero3_enabled():
+        return checked
+    default = device_for_caller_of("transformers")
+    return None if default == "cpu" else _check_map(default)
+
+
 def replacements() -> list[Replacement]:
     """What is replaced by what."""
-    return [(_spawn, _spawn_materialize), (_convert, _convert_and_load)]
+    return [
+        (_spawn, _spawn_materialize),
+        (_convert, _convert_and_load),
+        (_check_map, _check_and_set_device_map),
+    ]

@@ -1,0 +1,52 @@
+"""Where calls that name no device put their tensors, and whose calls these are."""
+
+import sys
+from contextvars import ContextVar
+from types import FrameType
+
+#: Libraries that place tensors themselves: a call of theirs without a device means the CPU.
+_PLACERS = frozenset(
+    {
+        "accelerate",
+        "diffusers",
+        "huggingface_hub",
+        "peft",
+        "safetensors",
+        "sentence_transformers",
+        "sglang",
+        "torch",
+        "transformers",
+        "vllm",
+    }
+)
+
+
+class Default:
+    """The device of `patch(device=...)`, by its name."""
+
+    device = "cpu"
+
+
+default = Default()
+
+#: Set where somebody further up has named a device for what is loaded further down.
+device_named: ContextVar[bool] = ContextVar("safetensors_streaming_device_named", default=False)
+
+
+def _library(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).split(".", maxsplit=1)[0]
+
+
+def device_for(caller: FrameType) -> str:
+    """The device for a call that names none: the default, but for libraries that place tensors."""
+    return "cpu" if _library(caller) in _PLACERS else default.device
+
+
+def device_for_caller_of(library: str) -> str:
+    """The same for a call into a library, which may have called itself since."""
+    if device_named.get():
+        return "cpu"
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - no other way
+    while frame is not None and _library(frame) in {library, "safetensors_streaming"}:
+        frame = frame.f_back
+    return default.device if frame is None else device_for(frame)
