@@ -50,8 +50,25 @@ def save_everything(folder: Path) -> None:
     save_tokenizer(folder / "llama")
     tied = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
     tied.save_pretrained(folder / "tied", max_shard_size="200KB")
+    save_diffusers(folder)
     mixtral = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
     mixtral.save_pretrained(folder / "mixtral", max_shard_size="1MB")
+
+
+def save_diffusers(folder: Path) -> None:
+    """Writes a network of a picture model in one file, in shards and in a pipeline."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # noqa: PLC0415
+
+    unet = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+    )
+    unet.save_pretrained(folder / "unet")
+    unet.save_pretrained(folder / "unet-shards", max_shard_size="500KB")
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder / "ddpm")
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -167,6 +184,42 @@ def pipeline_elsewhere(folder: Path) -> Weights:
     return pipeline(folder, device=1)
 
 
+def diffusers(folder: Path, name: str = "unet", **keywords: object) -> Weights:
+    """A network of a picture model."""
+    from diffusers import UNet2DModel  # noqa: PLC0415
+
+    return UNet2DModel.from_pretrained(folder / name, **keywords).state_dict()
+
+
+def diffusers_nowhere(folder: Path) -> Weights:
+    """Without a word about devices."""
+    return diffusers(folder)
+
+
+def diffusers_whole(folder: Path) -> Weights:
+    """From one file, to one GPU."""
+    return diffusers(folder, device_map="cuda:1")
+
+
+def diffusers_cast(folder: Path) -> Weights:
+    """Converted on the way."""
+    import torch  # noqa: PLC0415
+
+    return diffusers(folder, device_map={"": 0}, torch_dtype=torch.bfloat16)
+
+
+def diffusers_shards(folder: Path) -> Weights:
+    """In shards, to one GPU."""
+    return diffusers(folder, "unet-shards", device_map="cuda")
+
+
+def diffusers_pipeline(folder: Path) -> Weights:
+    """A pipeline with a device of its own."""
+    from diffusers import DDPMPipeline  # noqa: PLC0415
+
+    return DDPMPipeline.from_pretrained(folder / "ddpm", device_map="cuda").unet.state_dict()
+
+
 CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers without a device": llama_nowhere,  # before anything has touched a GPU
     "transformers": llama,
@@ -182,6 +235,11 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "pipeline without a device": pipeline_nowhere,
     "pipeline on the host": pipeline_on_host,
     "pipeline on another GPU": pipeline_elsewhere,
+    "diffusers without a device": diffusers_nowhere,
+    "diffusers on another GPU": diffusers_whole,
+    "diffusers cast to bfloat16": diffusers_cast,
+    "diffusers shards": diffusers_shards,
+    "diffusers' own generator": diffusers_pipeline,
 }
 #: With what calls that name no device get, and where the weights are to be then.
 DEFAULTS = {
@@ -191,6 +249,7 @@ DEFAULTS = {
     "pipeline without a device": "cuda:0",
     "pipeline on the host": "cpu",
     "pipeline on another GPU": "cuda:1",
+    "diffusers without a device": "cpu",
 }
 
 

@@ -74,7 +74,7 @@ class Status:
         modules: The names, as "module.attribute", that now lead here.
         served: Calls that were served here, by entry point.
         delegated: Calls that upstream served, by reason.
-        adapters: Imported libraries whose own plan is read: the version, or why it is not.
+        adapters: Imported libraries: "yes" where their own plan is read, or why it is not.
     """
 
     patched: bool
@@ -90,13 +90,14 @@ class Status:
         def counts(calls: dict[str, int]) -> str:
             return ", ".join(f"{name} {count}" for name, count in calls.items()) or "none"
 
+        adapters = ", ".join(f"{name} ({told})" for name, told in self.adapters.items())
         return (
             f"patched: {'yes' if self.patched else 'no'}\n"
             f"device of calls that name none: {self.device}\n"
             f"names that lead here: {', '.join(self.modules) or 'none'}\n"
             f"calls served: {counts(self.served)}\n"
             f"calls delegated to safetensors: {counts(self.delegated)}\n"
-            f"libraries adapted to: {', '.join(self.adapters.values()) or 'none'}"
+            f"libraries adapted to: {adapters or 'none'}"
         )
 
 
@@ -156,7 +157,7 @@ class _Patch:
             else:
                 for original, replacement in pairs:
                     self._replace(original, replacement)
-        self.adapters[adapter.library] = f"{adapter.library} ({reason or 'yes'})"
+        self.adapters[adapter.library] = reason or "yes"
 
     def _once_imported(self, module: str, action: Callable[[], None]) -> None:
         if module in sys.modules:

@@ -56,4 +56,5 @@ ADAPTERS = (
     Adapter(
         "transformers", "transformers.pipelines", "5.17", "5.24", _of("transformers_pipelines")
     ),
+    Adapter("diffusers", "diffusers.models.modeling_utils", "0.42", "0.43", _of("diffusers")),
 )

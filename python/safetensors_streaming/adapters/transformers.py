@@ -15,14 +15,15 @@ from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from safetensors_streaming._default import device_for_caller_of
 from safetensors_streaming._native import PlannedLoad, TensorSlice
 from safetensors_streaming._upstream import calls
+from safetensors_streaming.adapters._devices import gpu_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from safetensors_streaming.adapters import Replacement
 
@@ -80,16 +81,6 @@ _placing: Any = import_module("transformers.integrations.accelerate")
 _check_map = _placing.check_and_set_device_map
 
 
-def _gpu(device: str | int | torch.device | None) -> int | None:
-    """The number of the GPU that torch takes a device for, or None."""
-    if device is None or torch.version.cuda is None:
-        return None
-    named = torch.device(device)
-    if named.type != "cuda":
-        return None
-    return torch.cuda.current_device() if named.index is None else named.index
-
-
 @wraps(_spawn)
 def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
     thread_pool: Any,  # noqa: ANN401
@@ -103,7 +94,7 @@ def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
         return _spawn(pool, tensor, device, dtype, sharding_op, tensor_idx)
 
     load = _load.get()
-    ordinal = None if load is None else _gpu(device)
+    ordinal = None if load is None else gpu_of(device)
     if load is None or ordinal is None:
         return spawn(thread_pool)
     if isinstance(tensor, TensorSlice) and sharding_op is None and load.planned is None:

@@ -1,0 +1,95 @@
+"""Adapters of libraries: installed where the version is known, undone exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import pytest
+from safetensors_streaming import _patch, patch, status, unpatch
+from safetensors_streaming._default import device_for_caller_of
+from safetensors_streaming.adapters import ADAPTERS
+
+LIBRARIES = ["diffusers", "transformers"]
+MISSING = [name for name in LIBRARIES if find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+MODULES = [
+    *(adapter.module for adapter in ADAPTERS),
+    "diffusers.models.model_loading_utils",
+    "transformers.core_model_loading",
+    "transformers.integrations.accelerate",
+]
+
+
+def attributes() -> dict[str, int]:
+    """The identity of every attribute of the modules that adapters change."""
+    modules = [import_module(name) for name in MODULES]
+    return {
+        f"{module.__name__}.{name}": id(value)
+        for module in modules
+        for name, value in vars(module).items()
+    }
+
+
+def changed(before: dict[str, int]) -> set[str]:
+    now = attributes()
+    return {name for name in before | now if before.get(name) != now.get(name)}
+
+
+def test_every_attribute_is_as_before_after_fifty_times() -> None:
+    attributes()  # what is imported late is there
+    before = attributes()
+    for _ in range(50):
+        patch()
+        there = changed(before)
+        unpatch()
+        assert not changed(before)
+    assert "transformers.core_model_loading.spawn_materialize" in there
+    assert "transformers.modeling_utils.convert_and_load_state_dict_in_model" in there
+    assert "transformers.modeling_utils.check_and_set_device_map" in there
+    assert "transformers.pipelines.pipeline" in there
+    assert "diffusers.models.modeling_utils.load_state_dict" in there
+
+
+def test_status_names_the_libraries() -> None:
+    attributes()
+    patch()
+    try:
+        assert status().adapters == dict.fromkeys(LIBRARIES, "yes")
+        said = str(status()).splitlines()[-1]
+        assert said.startswith("libraries adapted to: ")
+        assert all(f"{name} (yes)" in said for name in LIBRARIES)
+    finally:
+        unpatch()
+    assert status().adapters == {}
+
+
+def test_a_version_that_nobody_has_checked_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = attributes()
+    older = tuple(replace(adapter, since="0.1", before="0.2") for adapter in ADAPTERS)
+    monkeypatch.setattr(_patch, "ADAPTERS", older)
+    patch()
+    try:
+        upstream = {"safe_open", "load_file", "load", "_safe_load_bytes"}
+        assert {name.rpartition(".")[2] for name in changed(before)} <= upstream
+        reason = status().adapters["transformers"]
+        assert version("transformers") in reason
+        assert "0.1 <= version < 0.2" in reason
+    finally:
+        unpatch()
+    assert not changed(before)
+
+
+def test_the_default_is_for_callers_who_place_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch(device="cuda:3")
+    try:
+        assert device_for_caller_of("transformers") == "cuda:3"
+        monkeypatch.setitem(globals(), "__name__", "peft.tuners")
+        assert device_for_caller_of("transformers") == "cpu"
+        monkeypatch.setitem(globals(), "__name__", "transformers.trainer")
+        assert device_for_caller_of("transformers") == "cuda:3"  # pytest's call
+    finally:
+        unpatch()
+    assert device_for_caller_of("transformers") == "cpu"
