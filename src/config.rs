@@ -71,8 +71,8 @@ pub(crate) const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes that a stream reads ahead of the caller who takes its tensors.
 pub(crate) const STREAM_BYTES_MAX: u64 = 256 << 20;
 
-/// Memory of a GPU that a loop over `get_tensor` fills ahead of what was asked for; a slot's content or
-/// one tensor more at most, and none larger than this.
+/// Memory of a GPU that a loop over `get_tensor` fills ahead of what was asked for, half as much or the
+/// rest of a tensor more at most; a tensor larger than this is read alone.
 pub(crate) const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
 /// Bytes of a planned load, in the order in which they will be asked for, that are read in file order

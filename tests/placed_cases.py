@@ -94,12 +94,32 @@ def llama(folder: Path) -> Weights:
     return load(folder / "llama", device_map="cuda:0")
 
 
-def llama_current(folder: Path) -> Weights:
-    """To the GPU that is torch's current one, which "cuda" means there."""
+def llama_unnumbered(folder: Path) -> Weights:
+    """To a GPU without a number, while torch's current one is the second."""
     import torch  # noqa: PLC0415
 
-    with torch.cuda.device(1):
-        return load(folder / "llama", device_map="cuda")
+    torch.cuda.set_device(1)
+    try:
+        return load(folder / "llama", device_map={"": torch.device("cuda")})
+    finally:
+        torch.cuda.set_device(0)
+
+
+def llama_inference(folder: Path) -> Weights:
+    """In a mode that marks what is made in it."""
+    import torch  # noqa: PLC0415
+
+    with torch.inference_mode():
+        weights = load(folder / "llama", device_map="cuda:0")
+    marked = torch.tensor([part.is_inference() for part in weights.values()])
+    return {**weights, "marked": marked}
+
+
+def llama_half(folder: Path) -> Weights:
+    """Some of it from smaller to larger types, which torch converts."""
+    import torch  # noqa: PLC0415
+
+    return load(folder / "tied", device_map="cuda:0", dtype=torch.float16)
 
 
 def tied(folder: Path) -> Weights:
@@ -159,6 +179,14 @@ def llama_in_context(folder: Path) -> Weights:
     import torch  # noqa: PLC0415
 
     with torch.device("cuda:1"):
+        return load(folder / "llama")
+
+
+def llama_in_context_of_host(folder: Path) -> Weights:
+    """To the host, by a context."""
+    import torch  # noqa: PLC0415
+
+    with torch.device("cpu"):
         return load(folder / "llama")
 
 
@@ -223,7 +251,9 @@ def diffusers_pipeline(folder: Path) -> Weights:
 CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers without a device": llama_nowhere,  # before anything has touched a GPU
     "transformers": llama,
-    "transformers on the current GPU": llama_current,
+    "transformers on a GPU without a number, two GPUs": llama_unnumbered,
+    "transformers in inference mode": llama_inference,
+    "transformers cast to float16": llama_half,
     "transformers tied": tied,
     "transformers cast to bfloat16": tied_cast,
     "transformers cast to float32": llama_cast,
@@ -232,6 +262,7 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers experts": mixtral,
     "transformers on the host": llama_on_host,
     "transformers in a device's context": llama_in_context,
+    "transformers in the host's context": llama_in_context_of_host,
     "pipeline without a device": pipeline_nowhere,
     "pipeline on the host": pipeline_on_host,
     "pipeline on another GPU": pipeline_elsewhere,
@@ -246,6 +277,7 @@ DEFAULTS = {
     "transformers without a device": "cuda:0",
     "transformers on the host": "cpu",
     "transformers in a device's context": "cuda:1",
+    "transformers in the host's context": "cpu",
     "pipeline without a device": "cuda:0",
     "pipeline on the host": "cpu",
     "pipeline on another GPU": "cuda:1",

@@ -57,10 +57,10 @@ def test_status_names_the_libraries() -> None:
     attributes()
     patch()
     try:
-        assert status().adapters == dict.fromkeys(LIBRARIES, "yes")
+        assert status().adapters == {adapter.module: "yes" for adapter in ADAPTERS}
         said = str(status()).splitlines()[-1]
         assert said.startswith("libraries adapted to: ")
-        assert all(f"{name} (yes)" in said for name in LIBRARIES)
+        assert all(f"{adapter.module} (yes)" in said for adapter in ADAPTERS)
     finally:
         unpatch()
     assert status().adapters == {}
@@ -74,7 +74,7 @@ def test_a_version_that_nobody_has_checked_is_left_alone(monkeypatch: pytest.Mon
     try:
         upstream = {"safe_open", "load_file", "load", "_safe_load_bytes"}
         assert {name.rpartition(".")[2] for name in changed(before)} <= upstream
-        reason = status().adapters["transformers"]
+        reason = status().adapters["transformers.modeling_utils"]
         assert version("transformers") in reason
         assert "0.1 <= version < 0.2" in reason
     finally:
@@ -82,13 +82,42 @@ def test_a_version_that_nobody_has_checked_is_left_alone(monkeypatch: pytest.Mon
     assert not changed(before)
 
 
+def test_an_adapter_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = attributes()
+
+    def fail() -> list[tuple[object, object]]:
+        raise ValueError("the library has changed")
+
+    failing = tuple(replace(adapter, replacements=fail) for adapter in ADAPTERS)
+    monkeypatch.setattr(_patch, "ADAPTERS", failing)
+    patch()
+    try:
+        assert set(status().adapters.values()) == {"ValueError: the library has changed"}
+    finally:
+        unpatch()
+    assert not changed(before)
+
+
+def test_an_import_under_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    attributes()
+    specification = import_module("transformers.modeling_utils").__spec__
+    monkeypatch.setattr(specification, "_initializing", True)
+    try:
+        patch()
+        assert "transformers.modeling_utils" not in status().adapters
+        monkeypatch.setattr(specification, "_initializing", False)
+        assert status().adapters["transformers.modeling_utils"] == "yes"
+    finally:
+        unpatch()
+
+
 def test_the_default_is_for_callers_who_place_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    patch(device="cuda:3")
+    patch(device="cuda:3")  # as it is named: libraries take "cuda" for the rank's
     try:
         assert device_for_caller_of("transformers") == "cuda:3"
         monkeypatch.setitem(globals(), "__name__", "peft.tuners")
         assert device_for_caller_of("transformers") == "cpu"
-        monkeypatch.setitem(globals(), "__name__", "transformers.trainer")
+        monkeypatch.setitem(globals(), "__name__", "transformers_modules.of_a_model")
         assert device_for_caller_of("transformers") == "cuda:3"  # pytest's call
     finally:
         unpatch()

@@ -10,21 +10,31 @@ _PLACERS = frozenset(
         "accelerate",
         "diffusers",
         "huggingface_hub",
+        "lightning",
+        "open_clip",
+        "optimum",
         "peft",
+        "pytorch_lightning",
         "safetensors",
         "sentence_transformers",
         "sglang",
+        "timm",
         "torch",
         "transformers",
+        "trl",
         "vllm",
     }
 )
 
 
 class Default:
-    """The device of `patch(device=...)`, by its name."""
+    """The device of `patch(device=...)`: by its number, and as it was named.
+
+    Libraries may take "cuda" for another GPU than the first.
+    """
 
     device = "cpu"
+    named = "cpu"
 
 
 default = Default()
@@ -43,10 +53,14 @@ def device_for(caller: FrameType) -> str:
 
 
 def device_for_caller_of(library: str) -> str:
-    """The same for a call into a library, which may have called itself since."""
+    """The same for a call into a library, which may have called itself since, as it was named.
+
+    Code of models that came with their weights is the library's.
+    """
     if device_named.get():
         return "cpu"
+    inside = {library, f"{library}_modules", "safetensors_streaming"}
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - no other way
-    while frame is not None and _library(frame) in {library, "safetensors_streaming"}:
+    while frame is not None and _library(frame) in inside:
         frame = frame.f_back
-    return default.device if frame is None else device_for(frame)
+    return "cpu" if frame is not None and _library(frame) in _PLACERS else default.named

@@ -6,7 +6,7 @@ is found by identity over `sys.modules`, so no list of libraries has to be kept.
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -44,6 +44,8 @@ class safe_open(_open.safe_open):  # noqa: N801 - upstream's name
         """Open the file on the device that the call or `patch` names."""
         if not device and "device" not in keywords and framework in _upstream.TORCH_NAMES:
             keywords["device"] = device_for(sys._getframe(1))  # noqa: SLF001 - no other way
+        if _patch.pending:
+            _patch.settle()
         opened: Any = super().__new__(cls, filename, framework, *device, **keywords)
         return opened  # type: ignore[no-any-return]
 
@@ -74,7 +76,7 @@ class Status:
         modules: The names, as "module.attribute", that now lead here.
         served: Calls that were served here, by entry point.
         delegated: Calls that upstream served, by reason.
-        adapters: Imported libraries: "yes" where their own plan is read, or why it is not.
+        adapters: Imported modules of libraries: "yes" where they are adapted to, or why not.
     """
 
     patched: bool
@@ -108,24 +110,25 @@ class _Patch:
         self.lock = RLock()
         self.replaced: list[tuple[object, object]] = []
         self.hooks: dict[str, AfterImport] = {}
+        self.pending: dict[str, Callable[[], None]] = {}
         self.adapters: dict[str, str] = {}
 
-    def apply(self, device: str | None) -> None:
+    def apply(self) -> None:
         """Replace everywhere; names that come later are found by the modules' own imports."""
         with self.lock:
-            default.device = device or default.device
             if self.replaced:
                 return
             self._replace(safetensors.safe_open, safe_open)
-            self._once_imported(_TORCH_MODULE, self._replace_torch)
-            for adapter in ADAPTERS:
-                self._once_imported(adapter.module, partial(self._adapt, adapter))
+        self._once_imported(_TORCH_MODULE, self._replace_torch)
+        for adapter in ADAPTERS:
+            self._once_imported(adapter.module, partial(self._adapt, adapter))
 
     def undo(self) -> None:
         """Put upstream's names back, also into modules that captured ours since."""
         with self.lock:
-            default.device = "cpu"
+            default.device = default.named = "cpu"
             self.adapters = {}
+            self.pending = {}
             while self.hooks:
                 self.hooks.popitem()[1].remove()
             while self.replaced:
@@ -144,37 +147,63 @@ class _Patch:
 
     def _replace_torch(self) -> None:
         module = sys.modules[_TORCH_MODULE]
-        for name, replacement in _TORCH_FUNCTIONS.items():
-            self._replace(getattr(module, name), replacement)
+        pairs = ((getattr(module, name), new) for name, new in _TORCH_FUNCTIONS.items())
+        self._replace_all(pairs)
 
     def _adapt(self, adapter: Adapter) -> None:
-        reason = adapter.obstacle()
-        if reason is None:
-            try:
-                pairs = adapter.replacements()
-            except (ImportError, AttributeError) as error:  # the library's import must go on
-                reason = f"{type(error).__name__}: {error}"
-            else:
+        # Nothing is imported with the lock held: who imports may wait for it.
+        told = "yes"
+        try:
+            told = adapter.obstacle() or told
+            pairs = adapter.replacements() if told == "yes" else []
+        except Exception as error:  # noqa: BLE001 - whatever it is, the library's import goes on
+            told, pairs = f"{type(error).__name__}: {error}", []
+        self._replace_all(pairs)
+        with self.lock:
+            if self.replaced:
+                self.adapters[adapter.module] = told
+
+    def _replace_all(self, pairs: Iterable[tuple[object, object]]) -> None:
+        with self.lock:
+            if self.replaced:  # nobody has undone the patch meanwhile
                 for original, replacement in pairs:
                     self._replace(original, replacement)
-        self.adapters[adapter.library] = reason or "yes"
 
     def _once_imported(self, module: str, action: Callable[[], None]) -> None:
-        if module in sys.modules:
+        found = sys.modules.get(module)
+        if found is not None and not _is_being_imported(found):
             action()
             return
 
         def late() -> None:
             with self.lock:
-                if self.hooks.pop(module, None) is not None:
-                    action()
+                wanted = self.hooks.pop(module, None) is not None
+            if wanted:
+                action()
 
-        self.hooks[module] = AfterImport(module, late)
-        self.hooks[module].install()
+        with self.lock:
+            if found is None:
+                self.hooks[module] = AfterImport(module, late)
+                self.hooks[module].install()
+            else:
+                self.pending[module] = action
+
+    def settle(self) -> None:
+        """Do what had to wait for imports that were under way when `patch` was called."""
+        for module in list(self.pending):
+            if not _is_being_imported(sys.modules[module]):
+                with self.lock:
+                    action = self.pending.pop(module, None)
+                if action is not None:
+                    action()
 
     def renew_lock(self) -> None:
         """Make the lock anew in a forked child, where nobody may be left to release it."""
         self.lock = RLock()
+
+
+def _is_being_imported(module: ModuleType) -> bool:
+    return bool(getattr(module.__spec__, "_initializing", False))
 
 
 def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str]]:
@@ -222,12 +251,14 @@ def patch(*, device: object = None, children: bool = False) -> None:
     """
     plain = _upstream.plain_device(device)
     ordinal = _upstream.cuda_ordinal(plain)
-    named = str(plain) if ordinal is None else f"cuda:{ordinal}"
-    _patch.apply(None if device is None else named)
+    if device is not None:
+        default.device = str(plain) if ordinal is None else f"cuda:{ordinal}"
+        default.named = plain if isinstance(plain, str) else default.device
+    _patch.apply()
     if children:
         os.environ[CHILDREN_VARIABLE] = "1"
     if CHILDREN_VARIABLE in os.environ:
-        os.environ[DEVICE_VARIABLE] = default.device
+        os.environ[DEVICE_VARIABLE] = default.named
 
 
 def unpatch() -> None:
@@ -240,19 +271,20 @@ def unpatch() -> None:
 @contextmanager
 def patched(*, device: object = None) -> Iterator[None]:
     """`patch()` for the length of a with block; a patch that was in force before stays."""
-    before = status()
+    before, named = status(), default.named
     patch(device=device)
     try:
         yield
     finally:
         if before.patched:
-            patch(device=before.device)
+            patch(device=named)
         else:
             unpatch()
 
 
 def status() -> Status:
     """What is patched, and how many calls were served or delegated, and why."""
+    _patch.settle()
     served, delegated = _upstream.calls.snapshot()
     modules = _patch.modules()
     adapters = dict(_patch.adapters)

@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
-use pyo3::exceptions::PyInterruptedError;
+use pyo3::exceptions::{PyInterruptedError, PyRuntimeError};
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::{Options, run};
@@ -119,7 +119,7 @@ impl Ahead {
         target: usize,
     ) -> Result<Option<Bound<'py, PyAny>>> {
         if self.outcome.is_none()
-            && let Err(error) = self.provide(target)
+            && let Err(error) = self.provide(py, target)
         {
             self.memory = None; // the thread ends with what it has
             self.outcome = Some(Err(error));
@@ -159,7 +159,7 @@ impl Ahead {
 
     /// Has torch make memory for the next targets, in the thread that will have them: for all that
     /// are read together with the one that is waited for, and for more while there is room ahead.
-    fn provide(&mut self, target: usize) -> Result<()> {
+    fn provide(&mut self, py: Python<'_>, target: usize) -> Result<()> {
         let Some(memory) = &self.memory else { return Ok(()) };
         let window = self.windows.partition_point(|window| window.end <= target);
         let needed = self.windows.get(window).map_or(0, |window| window.end);
@@ -168,8 +168,8 @@ impl Ahead {
         {
             let size = usize::try_from(wanted.bytes()).unwrap_or(usize::MAX);
             let buffer = match self.ready.provide(self.provided, size) {
-                Err(_no_room_ahead) if self.provided >= needed => {
-                    self.bytes_max = 0;
+                Err(error) if self.provided >= needed && is_refusal(py, &error) => {
+                    self.bytes_max = 0; // no room ahead: go on without
                     break;
                 }
                 made => made?,
@@ -205,6 +205,12 @@ impl Drop for Ahead {
         // Without an interpreter, at its end, the thread ends with the process.
         let _outcome = Python::try_attach(|py| self.finish(py));
     }
+}
+
+/// Whether torch refused memory, rather than a signal's handler having raised.
+fn is_refusal(py: Python<'_>, error: &Error) -> bool {
+    let Error::Stopped(cause) = error else { return true };
+    cause.downcast_ref::<PyErr>().is_none_or(|raised| raised.is_instance_of::<PyRuntimeError>(py))
 }
 
 /// What the thread works with.

@@ -1,6 +1,6 @@
 //! A load whose whole plan is known before the first tensor is asked for.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use pyo3::prelude::*;
@@ -23,91 +23,96 @@ use crate::reader::CachePolicy;
 use crate::source::{LocalFile, Source};
 use crate::tensor::Form;
 
-/// A slice of an open file that is wanted whole, the number of the GPU that it shall be on, and the
-/// type that it shall have; none leaves it.
-type Request<'py> = (Bound<'py, TensorSlice>, usize, Option<Bound<'py, PyAny>>);
-
-/// Tensors of open files, on GPUs, read in the order of the requests and a little ahead of who takes
-/// them.
+/// Tensors of open files, on GPUs, read in the order in which they were added and a little ahead of who
+/// takes them.
 #[pyclass(frozen, module = "safetensors_streaming._native")]
 pub(crate) struct PlannedLoad {
-    /// The target of each request that is read here.
-    targets: Vec<Option<usize>>,
-    slices: Vec<Py<TensorSlice>>,
-    running: Mutex<Option<Running>>,
+    state: Mutex<State>,
+}
+
+enum State {
+    /// Tensors are added.
+    Planning(Box<Plan>),
+    /// They are read.
+    Running(Box<Running>),
+    /// It has ended; or somebody else waits for one of its tensors.
+    Ended,
 }
 
 struct Running {
     ahead: Ahead,
+    slices: Vec<Py<TensorSlice>>,
     taken: Vec<bool>,
     began: Instant,
 }
 
 #[pymethods]
 impl PlannedLoad {
-    /// Begins to read. Not read are tensors without bytes, and those whose type no kernel can make.
     #[new]
-    fn new(py: Python<'_>, requests: Vec<Request<'_>>, ahead_bytes: u64) -> PyResult<Self> {
-        let began = Instant::now();
-        let mut files = Files::default();
-        let mut plan = Plan::default();
-        let mut targets = Vec::with_capacity(requests.len());
-        for (slice, ordinal, dtype) in &requests {
-            targets.push(plan.add(&mut files, slice, *ordinal, dtype.as_ref())?);
-        }
-        let Plan { slices, goals, wanted, dtypes } = plan;
-        let mut wanted = Targets::new(wanted, None);
-        wanted.dtypes = dtypes;
-        let options = Options::with_cache(CachePolicy::Auto);
-        let goals = Goals::each(goals);
-        let running = if slices.is_empty() {
-            None
-        } else {
-            let ready = Ready::new(py, &Manner { goals, options, dtype: None }, &mut wanted)?;
-            let limits = Limits { window_bytes: PLANNED_WINDOW_BYTES, ahead_bytes, patience: None };
-            let taken = vec![false; slices.len()];
-            let sources: Sources = files.sources.into();
-            let ahead = Ahead::begin(ready, sources, wanted, limits)?;
-            Some(Running { ahead, taken, began })
+    fn new() -> Self {
+        Self { state: Mutex::new(State::Planning(Box::default())) }
+    }
+
+    /// Adds the whole of a slice, to be on the GPU of that number, in that type of torch's or, for None,
+    /// in its own; returns its number, or None where it is not to be read here: it has no bytes, or no
+    /// kernel makes that type.
+    fn add(
+        &self,
+        slice: Bound<'_, TensorSlice>,
+        device: usize,
+        dtype: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Option<usize>> {
+        let mut state = std::mem::replace(&mut *self.state(), State::Ended);
+        let added = match &mut state {
+            State::Planning(plan) => plan.add(&slice, device, dtype.as_ref()),
+            State::Running(_) | State::Ended => Ok(None),
         };
-        Ok(Self { targets, slices, running: Mutex::new(running) })
+        *self.state() = state;
+        Ok(added?)
     }
 
-    /// How many requests are read here.
-    fn __len__(&self) -> usize {
-        self.slices.len()
+    /// Begins to read, at most so many bytes ahead of who takes tensors.
+    fn begin(&self, py: Python<'_>, ahead_bytes: u64) -> PyResult<()> {
+        let planned = std::mem::replace(&mut *self.state(), State::Ended);
+        let State::Planning(plan) = planned else { return Ok(()) };
+        if !plan.slices.is_empty() {
+            let running = Box::new(plan.begin(py, ahead_bytes)?);
+            *self.state() = State::Running(running);
+        }
+        Ok(())
     }
 
-    /// The tensor of a request, waited for; None where it is not read here or was taken before.
-    fn take<'py>(&self, py: Python<'py>, request: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let Some(target) = self.targets.get(request).copied().flatten() else { return Ok(None) };
-        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever comes meanwhile from another thread finds nothing.
-        let Some(mut own) = running().take() else { return Ok(None) };
-        if !own.ahead.is_of_this_process() || own.taken[target] {
-            *running() = Some(own);
+    /// The tensor of a number, waited for; None where it was taken before, or the load has ended.
+    fn take<'py>(&self, py: Python<'py>, number: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let state = std::mem::replace(&mut *self.state(), State::Ended);
+        let State::Running(mut running) = state else {
+            *self.state() = state;
+            return Ok(None);
+        };
+        if !running.ahead.is_of_this_process() || running.taken.get(number) != Some(&false) {
+            *self.state() = State::Running(running);
             return Ok(None);
         }
-        own.taken[target] = true;
-        let tensor = own.ahead.take(py, target);
+        running.taken[number] = true;
+        let tensor = running.ahead.take(py, number);
         if let Ok(Some(tensor)) = tensor {
-            *running() = Some(own);
+            *self.state() = State::Running(running);
             return Ok(Some(tensor));
         }
-        let outcome = own.ahead.finish(py);
-        tensor.map_err(|error| self.named(py, error))?;
+        let outcome = running.ahead.finish(py);
+        tensor.map_err(|error| running.named(py, error))?;
         match outcome {
-            Some(Err(error)) => Err(self.named(py, error).into()),
+            Some(Err(error)) => Err(running.named(py, error).into()),
             _ => Ok(None),
         }
     }
 
     /// Ends it, and frees what was not taken.
     fn close(&self, py: Python<'_>) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { mut ahead, began, .. }) = running else { return };
-        if let Some(Ok(mut report)) = ahead.finish(py) {
-            report.seconds.total = began.elapsed().as_secs_f64();
+        let state = std::mem::replace(&mut *self.state(), State::Ended);
+        let State::Running(mut running) = state else { return };
+        if let Some(Ok(mut report)) = running.ahead.finish(py) {
+            report.seconds.total = running.began.elapsed().as_secs_f64();
             report.seconds.load = report.seconds.total - report.seconds.plan;
             remember(py, report);
         }
@@ -115,39 +120,64 @@ impl PlannedLoad {
 }
 
 impl PlannedLoad {
+    /// Never held while the interpreter is given up.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
     fn named(&self, py: Python<'_>, error: Error) -> Error {
         error.named(|target| self.slices[target].borrow(py).name().to_owned())
     }
 }
 
-/// What is read, by target.
+/// What is to be read, by target.
 #[derive(Default)]
 struct Plan {
     slices: Vec<Py<TensorSlice>>,
     goals: Vec<Goal>,
     wanted: Vec<(Wanted, Form)>,
     dtypes: Vec<Dtype>,
+    files: Files,
 }
 
 impl Plan {
-    /// The target of a request; none where it is not to be read here.
+    /// The target of a slice; none where it is not to be read here.
     fn add(
         &mut self,
-        files: &mut Files,
         slice: &Bound<'_, TensorSlice>,
         ordinal: usize,
         dtype: Option<&Bound<'_, PyAny>>,
     ) -> Result<Option<usize>> {
         let (shard, index) = slice.get().place();
+        let goal = Goal::Cuda(ordinal, Memory::Torch);
         let (mut wanted, form) = shard.wanted(index, None)?;
         let Some(dtype) = made_type(slice.py(), &form, wanted, dtype)? else { return Ok(None) };
-        let Some(number) = files.number(shard)? else { return Ok(None) };
+        if dtype != form.dtype && !goal.has_kernels()? {
+            return Ok(None);
+        }
+        let Some(number) = self.files.number(shard)? else { return Ok(None) };
         wanted.shard = number;
         self.slices.push(slice.clone().unbind());
-        self.goals.push(Goal::Cuda(ordinal, Memory::Torch));
+        self.goals.push(goal);
         self.wanted.push((wanted, form));
         self.dtypes.push(dtype);
         Ok(Some(self.wanted.len() - 1))
+    }
+
+    fn begin(self, py: Python<'_>, ahead_bytes: u64) -> Result<Running> {
+        let began = Instant::now();
+        let mut targets = Targets::new(self.wanted, None);
+        targets.dtypes = self.dtypes;
+        let options = Options::with_cache(CachePolicy::Auto);
+        let manner = Manner { goals: Goals::each(self.goals), options, dtype: None };
+        let ready = Ready::new(py, &manner, &mut targets)?;
+        let limits = Limits { window_bytes: PLANNED_WINDOW_BYTES, ahead_bytes, patience: None };
+        let sources: Sources = self.files.sources.into();
+        let ahead = Ahead::begin(ready, sources, targets, limits)?;
+        let taken = vec![false; self.slices.len()];
+        Ok(Running { ahead, slices: self.slices, taken, began })
     }
 }
 
@@ -172,7 +202,8 @@ fn made_type(
 /// The files of the slices, opened again where they are mapped.
 #[derive(Default)]
 struct Files {
-    shards: Vec<*const Shard>,
+    /// Where the shards lie in memory; the slices keep them there.
+    shards: Vec<usize>,
     numbers: Vec<Option<usize>>,
     sources: Vec<Arc<dyn Source>>,
 }
@@ -180,8 +211,8 @@ struct Files {
 impl Files {
     /// The number of a shard's source; none where its name is another file's by now.
     fn number(&mut self, shard: &Shard) -> Result<Option<usize>> {
-        let known = self.shards.iter().position(|&known| std::ptr::eq(known, shard));
-        if let Some(known) = known {
+        let place = std::ptr::from_ref(shard).addr();
+        if let Some(known) = self.shards.iter().position(|&known| known == place) {
             return Ok(self.numbers[known]);
         }
         let source: Option<Arc<dyn Source>> = match &shard.storage {
@@ -195,7 +226,7 @@ impl Files {
             self.sources.push(source);
             self.sources.len() - 1
         });
-        self.shards.push(std::ptr::from_ref(shard));
+        self.shards.push(place);
         self.numbers.push(number);
         Ok(number)
     }

@@ -3,11 +3,16 @@
 import torch
 
 
-def gpu_of(device: str | int | torch.device | None) -> int | None:
-    """The number of the GPU that a device is, or None; "cuda" is torch's current one."""
+def gpu_of(device: str | int | torch.device | None, unnumbered: int | None = None) -> int | None:
+    """The number of the GPU that a device is, or None.
+
+    A device without a number is `unnumbered`, or the calling thread's current one.
+    """
     if device is None or device == "disk" or torch.version.cuda is None:
         return None
     named = torch.device(device)
     if named.type != "cuda":
         return None
-    return torch.cuda.current_device() if named.index is None else named.index
+    if named.index is not None:
+        return named.index
+    return torch.cuda.current_device() if unnumbered is None else unnumbered

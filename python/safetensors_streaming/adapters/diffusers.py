@@ -54,18 +54,19 @@ class _Placed(dict[str, torch.Tensor]):
 
     def __init__(self, state: _State, goals: dict[str, tuple[int, torch.dtype]]) -> None:
         super().__init__(state)
-        wanted = {name: state.slice_of(state[name]) for name in goals}
-        requests = [(found, *goals[name]) for name, found in wanted.items() if found is not None]
-        self._numbers = {
-            name: number
-            for number, name in enumerate(n for n, found in wanted.items() if found is not None)
-        }
-        self._planned = PlannedLoad(requests, AHEAD_BYTES)
-        if len(self._planned):
-            calls.serve("diffusers plan")
+        self._planned = PlannedLoad()
+        self._numbers: dict[str, int] = {}
+        for name, (gpu, dtype) in goals.items():
+            found = state.slice_of(state[name])
+            number = None if found is None else self._planned.add(found, gpu, dtype)
+            if number is not None:
+                self._numbers[name] = number
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
         """Waits for each tensor that is read to a GPU."""
+        if self._numbers:
+            calls.serve("diffusers plan")
+            self._planned.begin(AHEAD_BYTES)
         try:
             for name, tensor in super().items():
                 number = self._numbers.get(name)

@@ -15,6 +15,10 @@ from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
 from safetensors_streaming._default import device_for_caller_of
 from safetensors_streaming._native import PlannedLoad, TensorSlice
 from safetensors_streaming._upstream import calls
@@ -22,8 +26,6 @@ from safetensors_streaming.adapters._devices import gpu_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
     from safetensors_streaming.adapters import Replacement
 
@@ -37,40 +39,42 @@ class _Load:
     """The tensors of one call that go to GPUs."""
 
     def __init__(self) -> None:
-        self.requests: list[tuple[TensorSlice, int, torch.dtype | None]] = []
+        self.planned = PlannedLoad()
+        self.begun = False
         self.sparing = False
-        self.planned: PlannedLoad | None = None
 
     def request(
         self,
         tensor: TensorSlice,
-        ordinal: int,
+        gpu: int,
         dtype: torch.dtype | None,
         alone: Callable[[], torch.Tensor | None],
-    ) -> Callable[[], torch.Tensor | None]:
-        """Adds a tensor to the plan; what is returned waits for it, or reads it alone."""
-        number = len(self.requests)
-        self.requests.append((tensor, ordinal, dtype))
+    ) -> Callable[[], torch.Tensor | None] | None:
+        """Adds a tensor to the plan, if it can be read by it; what is returned waits for it."""
+        number = self.planned.add(tensor, gpu, dtype)
+        if number is None:
+            return None
+
+        def take() -> torch.Tensor | None:
+            self.begin()
+            taken = self.planned.take(number)
+            return alone() if taken is None else taken
 
         def wait() -> torch.Tensor | None:
-            if self.planned is None:
-                self.begin()
-            taken = None if self.planned is None else self.planned.take(number)
-            return alone() if taken is None else taken
+            # The library's own threads know nothing of the caller's mode.
+            if self.sparing or not torch.is_inference_mode_enabled():
+                return take()
+            with torch.inference_mode(mode=False):
+                return take()
 
         return wait
 
     def begin(self) -> None:
         """Begins to read: the plan is complete when the first tensor is waited for."""
-        ahead = AHEAD_BYTES_SPARING if self.sparing else AHEAD_BYTES
-        self.planned = PlannedLoad(self.requests, ahead)
-        if len(self.planned):
+        if not self.begun:
+            self.begun = True
             calls.serve("transformers plan")
-
-    def close(self) -> None:
-        """Ends what still goes on."""
-        if self.planned is not None:
-            self.planned.close()
+            self.planned.begin(AHEAD_BYTES_SPARING if self.sparing else AHEAD_BYTES)
 
 
 _load: ContextVar[_Load | None] = ContextVar("safetensors_streaming_load", default=None)
@@ -94,12 +98,14 @@ def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
         return _spawn(pool, tensor, device, dtype, sharding_op, tensor_idx)
 
     load = _load.get()
-    ordinal = None if load is None else gpu_of(device)
-    if load is None or ordinal is None:
+    gpu = None if load is None else gpu_of(device, 0 if thread_pool else None)
+    if load is None or gpu is None:
         return spawn(thread_pool)
-    if isinstance(tensor, TensorSlice) and sharding_op is None and load.planned is None:
+    if isinstance(tensor, TensorSlice) and sharding_op is None:
         load.sparing |= thread_pool is None
-        return load.request(tensor, ordinal, dtype, spawn(None))
+        planned = load.request(tensor, gpu, dtype, spawn(None))
+        if planned is not None:
+            return planned
     # A list of tensors that are merged holds either functions or futures.
     spawned = spawn(thread_pool)
     return spawned.result if isinstance(spawned, Future) else spawned
@@ -113,14 +119,20 @@ def _convert_and_load(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401
         return _convert(*args, **keywords)
     finally:
         _load.reset(outer)
-        load.close()
+        load.planned.close()
 
 
 @wraps(_check_map)
 def _check_and_set_device_map(device_map: Any) -> Any:  # noqa: ANN401
     checked = _check_map(device_map)
-    if checked is not None or _placing.is_deepspeed_zero3_enabled():
+    if checked is not None or device_map is not None:
         return checked
+    if _placing.is_deepspeed_zero3_enabled() or not _placing.is_accelerate_available():
+        return None
+    # A context of the CPU's looks to the library like none.
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if any(isinstance(mode, DeviceContext) for mode in modes):
+        return None
     default = device_for_caller_of("transformers")
     return None if default == "cpu" else _check_map(default)
 
