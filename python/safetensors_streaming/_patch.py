@@ -20,7 +20,7 @@ from safetensors_streaming_children import AfterImport
 
 from safetensors_streaming import _load, _open, _upstream
 from safetensors_streaming._default import default, device_for
-from safetensors_streaming.adapters import ADAPTERS, Adapter
+from safetensors_streaming.adapters import ADAPTERS, Adapter, Replacement
 
 #: Set by `patch(children=True)`; the `.pth` file of the wheel reads them in child processes.
 CHILDREN_VARIABLE = "SAFETENSORS_STREAMING_PATCH"
@@ -108,7 +108,7 @@ class _Patch:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.replaced: list[tuple[object, object]] = []
+        self.replaced: list[tuple[object, object, type | None]] = []
         self.hooks: dict[str, AfterImport] = {}
         self.pending: dict[str, Callable[[], None]] = {}
         self.adapters: dict[str, str] = {}
@@ -132,18 +132,18 @@ class _Patch:
             while self.hooks:
                 self.hooks.popitem()[1].remove()
             while self.replaced:
-                original, replacement = self.replaced.pop()
-                _swap(replacement, original)
+                original, replacement, owner = self.replaced.pop()
+                _swap(replacement, original, owner)
 
     def modules(self) -> list[str]:
         """The names that lead here now."""
         with self.lock:
-            ours = {id(replacement) for _, replacement in self.replaced}
+            ours = {id(replacement) for _, replacement, _ in self.replaced}
         return sorted(f"{module.__name__}.{name}" for module, name in _attributes(ours))
 
-    def _replace(self, original: object, replacement: object) -> None:
-        self.replaced.append((original, replacement))
-        _swap(original, replacement)
+    def _replace(self, original: object, replacement: object, owner: type | None = None) -> None:
+        self.replaced.append((original, replacement, owner))
+        _swap(original, replacement, owner)
 
     def _replace_torch(self) -> None:
         module = sys.modules[_TORCH_MODULE]
@@ -155,19 +155,19 @@ class _Patch:
         told = "yes"
         try:
             told = adapter.obstacle() or told
-            pairs = adapter.replacements() if told == "yes" else []
+            wanted = adapter.replacements() if told == "yes" else []
         except Exception as error:  # noqa: BLE001 - whatever it is, the library's import goes on
-            told, pairs = f"{type(error).__name__}: {error}", []
-        self._replace_all(pairs)
+            told, wanted = f"{type(error).__name__}: {error}", []
+        self._replace_all(wanted)
         with self.lock:
             if self.replaced:
                 self.adapters[adapter.module] = told
 
-    def _replace_all(self, pairs: Iterable[tuple[object, object]]) -> None:
+    def _replace_all(self, replacements: Iterable[Replacement]) -> None:
         with self.lock:
             if self.replaced:  # nobody has undone the patch meanwhile
-                for original, replacement in pairs:
-                    self._replace(original, replacement)
+                for replacement in replacements:
+                    self._replace(*replacement)
 
     def _once_imported(self, module: str, action: Callable[[], None]) -> None:
         found = sys.modules.get(module)
@@ -219,7 +219,10 @@ def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str]]:
                 yield module, name
 
 
-def _swap(old: object, new: object) -> None:
+def _swap(old: Any, new: object, owner: type | None) -> None:  # noqa: ANN401
+    if owner is not None:
+        setattr(owner, old.__name__, new)
+        return
     for module, name in _attributes({id(old)}):
         setattr(module, name, new)
 

@@ -23,8 +23,7 @@ use crate::reader::CachePolicy;
 use crate::source::{LocalFile, Source};
 use crate::tensor::Form;
 
-/// Tensors of open files, on GPUs, read in the order in which they were added and a little ahead of who
-/// takes them.
+/// Tensors of open files, on GPUs, read in the order in which they will be taken, and a little ahead.
 #[pyclass(frozen, module = "safetensors_streaming._native")]
 pub(crate) struct PlannedLoad {
     state: Mutex<State>,
@@ -42,7 +41,8 @@ enum State {
 struct Running {
     ahead: Ahead,
     slices: Vec<Py<TensorSlice>>,
-    taken: Vec<bool>,
+    /// The target of each number that was not taken yet.
+    waiting: Vec<Option<usize>>,
     began: Instant,
 }
 
@@ -71,12 +71,12 @@ impl PlannedLoad {
         Ok(added?)
     }
 
-    /// Begins to read, at most so many bytes ahead of who takes tensors.
-    fn begin(&self, py: Python<'_>, ahead_bytes: u64) -> PyResult<()> {
+    /// Begins to read, in that order of the numbers, at most so many bytes ahead of who takes tensors.
+    fn begin(&self, py: Python<'_>, order: Vec<usize>, ahead_bytes: u64) -> PyResult<()> {
         let planned = std::mem::replace(&mut *self.state(), State::Ended);
         let State::Planning(plan) = planned else { return Ok(()) };
         if !plan.slices.is_empty() {
-            let running = Box::new(plan.begin(py, ahead_bytes)?);
+            let running = Box::new(plan.begin(py, &order, ahead_bytes)?);
             *self.state() = State::Running(running);
         }
         Ok(())
@@ -89,12 +89,13 @@ impl PlannedLoad {
             *self.state() = state;
             return Ok(None);
         };
-        if !running.ahead.is_of_this_process() || running.taken.get(number) != Some(&false) {
+        let here = running.ahead.is_of_this_process();
+        let target = running.waiting.get_mut(number).filter(|_| here).and_then(Option::take);
+        let Some(target) = target else {
             *self.state() = State::Running(running);
             return Ok(None);
-        }
-        running.taken[number] = true;
-        let tensor = running.ahead.take(py, number);
+        };
+        let tensor = running.ahead.take(py, target);
         if let Ok(Some(tensor)) = tensor {
             *self.state() = State::Running(running);
             return Ok(Some(tensor));
@@ -132,7 +133,7 @@ impl Running {
     }
 }
 
-/// What is to be read, by target.
+/// What is to be read, by number.
 #[derive(Default)]
 struct Plan {
     slices: Vec<Py<TensorSlice>>,
@@ -143,7 +144,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// The target of a slice; none where it is not to be read here.
+    /// The number of a slice; none where it is not to be read here.
     fn add(
         &mut self,
         slice: &Bound<'_, TensorSlice>,
@@ -166,19 +167,37 @@ impl Plan {
         Ok(Some(self.wanted.len() - 1))
     }
 
-    fn begin(self, py: Python<'_>, ahead_bytes: u64) -> Result<Running> {
+    fn begin(self, py: Python<'_>, order: &[usize], ahead_bytes: u64) -> Result<Running> {
         let began = Instant::now();
-        let mut targets = Targets::new(self.wanted, None);
-        targets.dtypes = self.dtypes;
+        let targets_of_numbers = inverse(order, self.slices.len())?;
+        let wanted = order.iter().map(|&number| self.wanted[number].clone()).collect();
+        let mut targets = Targets::new(wanted, None);
+        targets.dtypes = order.iter().map(|&number| self.dtypes[number]).collect();
+        let goals = Goals::each(order.iter().map(|&number| self.goals[number]).collect());
         let options = Options::with_cache(CachePolicy::Auto);
-        let manner = Manner { goals: Goals::each(self.goals), options, dtype: None };
-        let ready = Ready::new(py, &manner, &mut targets)?;
+        let ready = Ready::new(py, &Manner { goals, options, dtype: None }, &mut targets)?;
         let limits = Limits { window_bytes: PLANNED_WINDOW_BYTES, ahead_bytes, patience: None };
         let sources: Sources = self.files.sources.into();
         let ahead = Ahead::begin(ready, sources, targets, limits)?;
-        let taken = vec![false; self.slices.len()];
-        Ok(Running { ahead, slices: self.slices, taken, began })
+        let slices = order.iter().map(|&number| self.slices[number].clone_ref(py)).collect();
+        let waiting = targets_of_numbers.into_iter().map(Some).collect();
+        Ok(Running { ahead, slices, waiting, began })
     }
+}
+
+/// The place of each number in an order of all of them.
+fn inverse(order: &[usize], count: usize) -> Result<Vec<usize>> {
+    let mut places = vec![usize::MAX; count];
+    for (place, &number) in order.iter().enumerate() {
+        if places.get(number) != Some(&usize::MAX) {
+            return Err(Error::Request(format!("an order with the number {number} in it twice")));
+        }
+        places[number] = place;
+    }
+    if places.contains(&usize::MAX) {
+        return Err(Error::Request("an order that leaves tensors out".to_owned()));
+    }
+    Ok(places)
 }
 
 /// The type that a tensor shall have, if it has bytes and kernels can make that type.

@@ -13,8 +13,8 @@ from importlib.metadata import version
 
 from safetensors_streaming.adapters._versions import release
 
-#: A function of the library's, and what takes its place.
-Replacement = tuple[object, object]
+#: A function of the library's and what takes its place; where it is a method, and the class.
+Replacement = tuple[object, object] | tuple[object, object, type]
 
 
 @dataclass(frozen=True)

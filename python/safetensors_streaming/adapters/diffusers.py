@@ -66,7 +66,7 @@ class _Placed(dict[str, torch.Tensor]):
         """Waits for each tensor that is read to a GPU."""
         if self._numbers:
             calls.serve("diffusers plan")
-            self._planned.begin(AHEAD_BYTES)
+            self._planned.begin(range(len(self._numbers)), AHEAD_BYTES)
         try:
             for name, tensor in super().items():
                 number = self._numbers.get(name)

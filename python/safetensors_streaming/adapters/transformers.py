@@ -9,6 +9,7 @@ Who names no device gets the one of `patch(device=...)`, as if it were the `devi
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import Future
 from contextvars import ContextVar
 from functools import wraps
@@ -42,45 +43,60 @@ class _Load:
         self.planned = PlannedLoad()
         self.begun = False
         self.sparing = False
+        self.turns: dict[int, tuple[int, int]] = {}
+        self.groups: dict[object, int] = {}
 
-    def request(
-        self,
-        tensor: TensorSlice,
-        gpu: int,
-        dtype: torch.dtype | None,
-        alone: Callable[[], torch.Tensor | None],
-    ) -> Callable[[], torch.Tensor | None] | None:
-        """Adds a tensor to the plan, if it can be read by it; what is returned waits for it."""
+    def add(self, tensor: TensorSlice, gpu: int, dtype: torch.dtype | None) -> int | None:
+        """Adds a tensor to the plan; gives its number, if it can be read by it."""
         number = self.planned.add(tensor, gpu, dtype)
-        if number is None:
-            return None
+        if number is not None:
+            self.turns[number] = (sys.maxsize, sys.maxsize)
+        return number
 
-        def take() -> torch.Tensor | None:
-            self.begin()
-            taken = self.planned.take(number)
-            return alone() if taken is None else taken
-
-        def wait() -> torch.Tensor | None:
-            # The library's own threads know nothing of the caller's mode.
-            if self.sparing or not torch.is_inference_mode_enabled():
-                return take()
-            with torch.inference_mode(mode=False):
-                return take()
-
-        return wait
+    def place(self, number: int, target: str, pattern: str) -> None:
+        """Tells what a tensor is for: those of one target are waited for pattern by pattern."""
+        groups = (target, (target, pattern))
+        first, second = (self.groups.setdefault(group, len(self.groups)) for group in groups)
+        self.turns[number] = (first, second)
 
     def begin(self) -> None:
         """Begins to read: the plan is complete when the first tensor is waited for."""
         if not self.begun:
             self.begun = True
             calls.serve("transformers plan")
-            self.planned.begin(AHEAD_BYTES_SPARING if self.sparing else AHEAD_BYTES)
+            order = sorted(self.turns, key=lambda number: (*self.turns[number], number))
+            self.planned.begin(order, AHEAD_BYTES_SPARING if self.sparing else AHEAD_BYTES)
+
+
+class _Waiting:
+    """A tensor of the plan; calling it waits for it."""
+
+    __slots__ = ("_alone", "_load", "number")
+
+    def __init__(self, load: _Load, number: int, alone: Callable[[], torch.Tensor | None]) -> None:
+        self._load = load
+        self._alone = alone
+        self.number = number
+
+    def __call__(self) -> torch.Tensor | None:
+        # The library's own threads know nothing of the caller's mode.
+        if self._load.sparing or not torch.is_inference_mode_enabled():
+            return self._take()
+        with torch.inference_mode(mode=False):
+            return self._take()
+
+    def _take(self) -> torch.Tensor | None:
+        self._load.begin()
+        taken = self._load.planned.take(self.number)
+        return self._alone() if taken is None else taken
 
 
 _load: ContextVar[_Load | None] = ContextVar("safetensors_streaming_load", default=None)
 _library: Any = import_module("transformers.core_model_loading")
 _spawn = _library.spawn_materialize
 _convert = _library.convert_and_load_state_dict_in_model
+_transform = _library.WeightTransform
+_add = _transform.add_tensor
 _placing: Any = import_module("transformers.integrations.accelerate")
 _check_map = _placing.check_and_set_device_map
 
@@ -103,12 +119,26 @@ def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
         return spawn(thread_pool)
     if isinstance(tensor, TensorSlice) and sharding_op is None:
         load.sparing |= thread_pool is None
-        planned = load.request(tensor, gpu, dtype, spawn(None))
-        if planned is not None:
-            return planned
+        number = load.add(tensor, gpu, dtype)
+        if number is not None:
+            return _Waiting(load, number, spawn(None))
     # A list of tensors that are merged holds either functions or futures.
     spawned = spawn(thread_pool)
     return spawned.result if isinstance(spawned, Future) else spawned
+
+
+@wraps(_add)
+def _add_tensor(
+    self: Any,  # noqa: ANN401
+    target_key: str,
+    source_key: str,
+    source_pattern: str,
+    future: Any,  # noqa: ANN401
+) -> None:
+    load = _load.get()
+    if load is not None and isinstance(future, _Waiting):
+        load.place(future.number, target_key, source_pattern)
+    _add(self, target_key, source_key, source_pattern, future)
 
 
 @wraps(_convert)
@@ -143,4 +173,5 @@ def replacements() -> list[Replacement]:
         (_spawn, _spawn_materialize),
         (_convert, _convert_and_load),
         (_check_map, _check_and_set_device_map),
+        (_add, _add_tensor, _transform),
     ]
