@@ -122,10 +122,11 @@ def test_what_is_not_read_here(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SIMULATED, reason="the simulated driver counts")
 def test_pinned_memory_and_copies(files: list[Path]) -> None:
     simulator.reset()
+    kept = simulator.statistics()["pinned"]["live_bytes"]  # by others, torch's cache among them
     planned, _ = plan_of(files)
     planned.begin(range(COUNT), 8 * MIB)
     assert all(planned.take(number) is not None for number in range(COUNT))
     planned.close()
     counted = simulator.statistics()
     assert counted["pageable"]["copies"] == 0
-    assert counted["pinned"]["peak_bytes"] <= 256 * MIB
+    assert counted["pinned"]["peak_bytes"] - kept <= 256 * MIB
