@@ -116,7 +116,7 @@ def llama_inference(folder: Path) -> Weights:
 
 
 def llama_half(folder: Path) -> Weights:
-    """Some of it from smaller to larger types, which torch converts."""
+    """Converted to the other small type."""
     import torch  # noqa: PLC0415
 
     return load(folder / "tied", device_map="cuda:0", dtype=torch.float16)

@@ -191,19 +191,19 @@ class _Patch:
     def settle(self) -> None:
         """Do what had to wait for imports that were under way when `patch` was called."""
         for module in list(self.pending):
-            if not _is_being_imported(sys.modules[module]):
+            if not _is_being_imported(sys.modules.get(module)):
                 with self.lock:
                     action = self.pending.pop(module, None)
                 if action is not None:
-                    action()
+                    self._once_imported(module, action)  # the import may have failed
 
     def renew_lock(self) -> None:
         """Make the lock anew in a forked child, where nobody may be left to release it."""
         self.lock = RLock()
 
 
-def _is_being_imported(module: ModuleType) -> bool:
-    return bool(getattr(module.__spec__, "_initializing", False))
+def _is_being_imported(module: ModuleType | None) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str]]:
