@@ -151,7 +151,7 @@ def test_what_to_do_is_told(told_in: Callable[[str], Told], state: str, advice: 
 BREAKS = """
     import sys, simulator, torch
     from oracle import outcome
-    from refusal import held, is_fit_for_the_cpu, refused, ways
+    from refusal import held, is_fit_for_the_cpu, nothing_but, refused, ways
     path, way, symbol, call, code = sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:6])
     ways(path)[way]()  # its memory is pinned and torch has some in its cache
     assert torch.cuda.memory_allocated() == 0
@@ -167,7 +167,7 @@ BREAKS = """
     left = held()
     for other, load in ways(path).items():
         refused(other, outcome(load))
-    assert held() == left, (held(), left)  # what the first could not give back, and nothing more
+    nothing_but(left)  # what the first could not give back, and nothing more
     assert torch.cuda.memory_allocated() == 0
     is_fit_for_the_cpu(path)
 """
@@ -209,7 +209,7 @@ CAPTURED = """
     import sys, torch
     from gpu import check
     from oracle import STOCK, outcome
-    from refusal import capture, held, is_fit_for_the_cpu, refused, ways
+    from refusal import capture, held, is_fit_for_the_cpu, nothing_but, refused, ways
     path, mode, names = sys.argv[1], int(sys.argv[2]), sys.argv[3].split(",")
     expected = STOCK.load_file(path)
     torch.cuda.Stream()  # with the first one torch makes many
@@ -225,7 +225,7 @@ CAPTURED = """
         elif name != "arrays":
             check(dict(sorted(told.value.items())), expected)
         del told
-        assert held() == before, (name, held(), before)
+        nothing_but(before)
         check(ways(path)["torch load_file"](), expected)
         is_fit_for_the_cpu(path)
 """
@@ -249,8 +249,7 @@ def test_memory_of_ours_dropped_in_a_capture(path: Path, mode: str) -> None:
     """Freeing it must not spoil the capture, and must not be forgotten."""
     script = """
         import sys, torch
-        from process import eventually
-        from refusal import capture, held
+        from refusal import capture, held, nothing_but
         from safetensors_streaming import load_file
         torch.cuda.Stream()
         load_file(sys.argv[1], "cuda", allocator="driver")
@@ -261,7 +260,7 @@ def test_memory_of_ours_dropped_in_a_capture(path: Path, mode: str) -> None:
             loaded.clear()
             assert goes_on(), "the capture is spoiled"
         load_file(sys.argv[1], "cuda", allocator="driver")
-        assert eventually(lambda: held() == before, 5), (held(), before)
+        nothing_but(before)
     """
     run_python(script, path, MODES[mode])
 
