@@ -44,12 +44,14 @@ def save_everything(folder: Path) -> None:
 
 
 def save_transformers(folder: Path) -> None:
-    """A dense model in shards, and one with experts that are merged at loading."""
+    """A dense model in shards, and two with experts that are merged at loading."""
     from transformers import (  # noqa: PLC0415
         MixtralConfig,
         MixtralForCausalLM,
         Qwen2Config,
         Qwen2ForCausalLM,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
     )
 
     sizes: dict[str, Any] = {
@@ -63,6 +65,8 @@ def save_transformers(folder: Path) -> None:
     Qwen2ForCausalLM(Qwen2Config(**sizes)).save_pretrained(folder / "qwen2", max_shard_size="40KB")
     mixtral = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4))
     mixtral.save_pretrained(folder / "mixtral")
+    qwen3 = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, num_experts=4, moe_intermediate_size=16))
+    qwen3.save_pretrained(folder / "qwen3-moe", max_shard_size="40KB")
     assert len(list((folder / "qwen2").glob("*.safetensors"))) > 1
 
 
@@ -115,11 +119,16 @@ def load_transformers_without_mmap(folder: Path) -> Weights:
     return load_transformers(folder, disable_mmap=True)
 
 
-def load_transformers_experts(folder: Path) -> Weights:
+def load_transformers_experts(folder: Path, name: str = "mixtral") -> Weights:
     """Experts merged into one tensor."""
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    return AutoModelForCausalLM.from_pretrained(folder / "mixtral").state_dict()
+    return AutoModelForCausalLM.from_pretrained(folder / name).state_dict()
+
+
+def load_transformers_more_experts(folder: Path) -> Weights:
+    """Experts of another model, in shards."""
+    return load_transformers_experts(folder, "qwen3-moe")
 
 
 def load_sentence_transformers(_: Path) -> Weights:
@@ -204,6 +213,7 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers device_map": load_transformers_device_map,
     "transformers without mmap": load_transformers_without_mmap,
     "transformers experts": load_transformers_experts,
+    "transformers more experts": load_transformers_more_experts,
     "sentence-transformers": load_sentence_transformers,
     "diffusers": load_diffusers,
     "diffusers shards": load_diffusers_shards,

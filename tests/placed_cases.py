@@ -42,6 +42,8 @@ def save_everything(folder: Path) -> None:
         LlamaForCausalLM,
         MixtralConfig,
         MixtralForCausalLM,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
     )
 
     torch.manual_seed(0)
@@ -53,6 +55,34 @@ def save_everything(folder: Path) -> None:
     save_diffusers(folder)
     mixtral = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4))
     mixtral.save_pretrained(folder / "mixtral", max_shard_size="1MB")
+    qwen3 = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, num_experts=4, moe_intermediate_size=32))
+    qwen3.save_pretrained(folder / "qwen3-moe", max_shard_size="1MB")
+    save_embedder(folder / "embedder")
+    save_peft(folder)
+
+
+def save_embedder(folder: Path) -> None:
+    """Writes a model that makes vectors of sentences."""
+    from sentence_transformers import SentenceTransformer, models  # noqa: PLC0415
+    from transformers import BertConfig, BertModel  # noqa: PLC0415
+
+    sizes = {name: SIZES[name] for name in SIZES if name != "num_key_value_heads"}
+    BertModel(BertConfig(**sizes)).save_pretrained(folder / "bert")
+    save_tokenizer(folder / "bert")
+    layers = models.Transformer(str(folder / "bert"))
+    dense = models.Dense(64, 32)
+    made = SentenceTransformer(modules=[layers, models.Pooling(64), dense], device="cpu")
+    made.save(str(folder))
+
+
+def save_peft(folder: Path) -> None:
+    """Writes an adapter of the language model."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    base = AutoModelForCausalLM.from_pretrained(folder / "llama")
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(folder / "lora")
 
 
 def save_diffusers(folder: Path) -> None:
@@ -169,6 +199,11 @@ def mixtral(folder: Path) -> Weights:
     return load(folder / "mixtral", device_map="cuda:0")
 
 
+def qwen3_moe(folder: Path) -> Weights:
+    """Experts of another model."""
+    return load(folder / "qwen3-moe", device_map="cuda:0")
+
+
 def llama_on_host(folder: Path) -> Weights:
     """To the host, by name."""
     return load(folder / "llama", device_map="cpu")
@@ -248,6 +283,84 @@ def diffusers_pipeline(folder: Path) -> Weights:
     return DDPMPipeline.from_pretrained(folder / "ddpm", device_map="cuda").unet.state_dict()
 
 
+def diffusers_pipeline_nowhere(folder: Path) -> Weights:
+    """A pipeline without a word about devices."""
+    from diffusers import DDPMPipeline  # noqa: PLC0415
+
+    return DDPMPipeline.from_pretrained(folder / "ddpm").unet.state_dict()
+
+
+def embedder(folder: Path, **keywords: object) -> Weights:
+    """What makes vectors of sentences: several modules, one of them a model of transformers."""
+    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+    return SentenceTransformer(str(folder / "embedder"), **keywords).state_dict()
+
+
+def embedder_elsewhere(folder: Path) -> Weights:
+    """On another GPU, by name."""
+    return embedder(folder, device="cuda:1")
+
+
+def embedder_on_host(folder: Path) -> Weights:
+    """On the host, by name."""
+    return embedder(folder, device="cpu")
+
+
+def embedder_mapped(folder: Path) -> Weights:
+    """Placed by transformers."""
+    return embedder(folder, model_kwargs={"device_map": "cuda:0"})
+
+
+def dispatched(folder: Path, placed: dict[str, object], **keywords: object) -> Weights:
+    """A language model that accelerate fills, those on the disk left out."""
+    from accelerate import init_empty_weights, load_checkpoint_and_dispatch  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "llama"))
+    load_checkpoint_and_dispatch(model, folder / "llama", device_map=placed, **keywords)
+    return {name: part for name, part in model.state_dict().items() if not part.is_meta}
+
+
+def accelerate(folder: Path) -> Weights:
+    """To one GPU, by number."""
+    return dispatched(folder, {"": 0})
+
+
+def accelerate_spread(folder: Path) -> Weights:
+    """Over two GPUs, the host and the disk."""
+    placed: dict[str, object] = {f"model.layers.{layer}": layer % 2 for layer in range(11)}
+    placed |= {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": "cpu", "lm_head": 1}
+    placed["model.layers.11"] = "disk"
+    return dispatched(folder, placed, offload_folder=str(folder / "dispatched"))
+
+
+def peft(folder: Path) -> Weights:
+    """An adapter on a model on a GPU."""
+    from peft import PeftModel  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    base = AutoModelForCausalLM.from_pretrained(folder / "llama", device_map="cuda:0")
+    return PeftModel.from_pretrained(base, folder / "lora").state_dict()
+
+
+def distributed_checkpoint(folder: Path) -> Weights:
+    """torch's own reader of the format, into tensors on a GPU."""
+    import torch  # noqa: PLC0415
+    import torch.distributed.checkpoint as dcp  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "llama"))
+    weights = {
+        name: torch.empty(part.shape, dtype=torch.bfloat16, device="cuda")
+        for name, part in model.state_dict().items()
+    }
+    reader = dcp.HuggingFaceStorageReader(str(folder / "llama"))
+    dcp.load(weights, storage_reader=reader, no_dist=True)
+    return weights
+
+
 CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers without a device": llama_nowhere,  # before anything has touched a GPU
     "transformers": llama,
@@ -260,6 +373,7 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "transformers on two GPUs and the host": llama_spread,
     "transformers with a part on the disk": llama_offload,
     "transformers experts": mixtral,
+    "transformers experts of another model": qwen3_moe,
     "transformers on the host": llama_on_host,
     "transformers in a device's context": llama_in_context,
     "transformers in the host's context": llama_in_context_of_host,
@@ -271,6 +385,15 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "diffusers cast to bfloat16": diffusers_cast,
     "diffusers shards": diffusers_shards,
     "diffusers' own generator": diffusers_pipeline,
+    "diffusers' own generator without a device": diffusers_pipeline_nowhere,
+    "sentence-transformers": embedder,
+    "sentence-transformers on another GPU": embedder_elsewhere,
+    "sentence-transformers on the host": embedder_on_host,
+    "sentence-transformers by a map": embedder_mapped,
+    "accelerate": accelerate,
+    "accelerate on two GPUs, the host and the disk": accelerate_spread,
+    "peft": peft,
+    "torch.distributed.checkpoint": distributed_checkpoint,
 }
 #: With what calls that name no device get, and where the weights are to be then.
 DEFAULTS = {
@@ -281,7 +404,12 @@ DEFAULTS = {
     "pipeline without a device": "cuda:0",
     "pipeline on the host": "cpu",
     "pipeline on another GPU": "cuda:1",
-    "diffusers without a device": "cpu",
+    "diffusers without a device": "cuda:0",
+    "diffusers on another GPU": "cuda:1",
+    "diffusers' own generator without a device": "cuda:0",
+    "sentence-transformers": "cuda:0",
+    "sentence-transformers on the host": "cpu",
+    "sentence-transformers on another GPU": "cuda:1",
 }
 
 

@@ -12,24 +12,43 @@ from safetensors_streaming import _patch, patch, status, unpatch
 from safetensors_streaming._default import device_for_caller_of
 from safetensors_streaming.adapters import ADAPTERS
 
-LIBRARIES = ["diffusers", "transformers"]
+LIBRARIES = ["accelerate", "diffusers", "peft", "sentence_transformers", "transformers"]
 MISSING = [name for name in LIBRARIES if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+CYCLES = 50
 MODULES = [
     *(adapter.module for adapter in ADAPTERS),
+    "accelerate.utils.modeling",
+    "accelerate.utils.offload",
+    "diffusers.loaders.lora_base",
     "diffusers.models.model_loading_utils",
+    "peft.peft_model",
+    "peft.utils.save_and_load",
+    "sentence_transformers.base.modules.module",
     "transformers.core_model_loading",
     "transformers.integrations.accelerate",
+]
+#: Classes whose methods adapters change.
+CLASSES = [
+    "diffusers.loaders.single_file.FromSingleFileMixin",
+    "diffusers.loaders.single_file_model.FromOriginalModelMixin",
+    "diffusers.models.modeling_utils.ModelMixin",
+    "diffusers.pipelines.pipeline_utils.DiffusionPipeline",
+    "sentence_transformers.base.model.BaseModel",
+    "transformers.core_model_loading.WeightTransform",
 ]
 
 
 def attributes() -> dict[str, int]:
-    """The identity of every attribute of the modules that adapters change."""
-    modules = [import_module(name) for name in MODULES]
+    """The identity of every attribute of the modules and classes that a patch changes."""
+    holders: dict[str, object] = {name: import_module(name) for name in MODULES}
+    for name in CLASSES:
+        module, _, owner = name.rpartition(".")
+        holders[name] = getattr(import_module(module), owner)
     return {
-        f"{module.__name__}.{name}": id(value)
-        for module in modules
-        for name, value in vars(module).items()
+        f"{name}.{attribute}": id(value)
+        for name, holder in holders.items()
+        for attribute, value in vars(holder).items()
     }
 
 
@@ -41,16 +60,25 @@ def changed(before: dict[str, int]) -> set[str]:
 def test_every_attribute_is_as_before_after_fifty_times() -> None:
     attributes()  # what is imported late is there
     before = attributes()
-    for _ in range(50):
+    for _ in range(CYCLES):
         patch()
         there = changed(before)
         unpatch()
         assert not changed(before)
-    assert "transformers.core_model_loading.spawn_materialize" in there
-    assert "transformers.modeling_utils.convert_and_load_state_dict_in_model" in there
-    assert "transformers.modeling_utils.check_and_set_device_map" in there
-    assert "transformers.pipelines.pipeline" in there
-    assert "diffusers.models.modeling_utils.load_state_dict" in there
+    assert there >= {
+        "accelerate.utils.modeling.safe_open",
+        "diffusers.loaders.single_file.FromSingleFileMixin.from_single_file",
+        "diffusers.models.modeling_utils.ModelMixin.from_pretrained",
+        "diffusers.models.modeling_utils.load_state_dict",
+        "diffusers.pipelines.pipeline_utils.DiffusionPipeline.from_pretrained",
+        "peft.peft_model.safe_open",
+        "sentence_transformers.base.model.BaseModel.__init__",
+        "transformers.core_model_loading.WeightTransform.add_tensor",
+        "transformers.core_model_loading.spawn_materialize",
+        "transformers.modeling_utils.check_and_set_device_map",
+        "transformers.modeling_utils.convert_and_load_state_dict_in_model",
+        "transformers.pipelines.pipeline",
+    }
 
 
 def test_status_names_the_libraries() -> None:
@@ -72,7 +100,8 @@ def test_a_version_that_nobody_has_checked_is_left_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr(_patch, "ADAPTERS", older)
     patch()
     try:
-        upstream = {"safe_open", "load_file", "load", "_safe_load_bytes"}
+        upstream = {"safe_open", "load_file", "load", "safe_load_file", "_safe_load_bytes"}
+        upstream.add("load_safetensors_file")
         assert {name.rpartition(".")[2] for name in changed(before)} <= upstream
         reason = status().adapters["transformers.modeling_utils"]
         assert version("transformers") in reason

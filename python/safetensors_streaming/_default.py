@@ -42,6 +42,9 @@ default = Default()
 #: Set where somebody further up has named a device for what is loaded further down.
 device_named: ContextVar[bool] = ContextVar("safetensors_streaming_device_named", default=False)
 
+#: Where a library is about to move what it has another one, or itself, load for the host.
+moved_to: ContextVar[str | None] = ContextVar("safetensors_streaming_moved_to", default=None)
+
 
 def _library(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).split(".", maxsplit=1)[0]

@@ -108,7 +108,7 @@ class _Patch:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.replaced: list[tuple[object, object, type | None]] = []
+        self.replaced: list[Replacement] = []
         self.hooks: dict[str, AfterImport] = {}
         self.pending: dict[str, Callable[[], None]] = {}
         self.adapters: dict[str, str] = {}
@@ -118,7 +118,7 @@ class _Patch:
         with self.lock:
             if self.replaced:
                 return
-            self._replace(safetensors.safe_open, safe_open)
+            self._replace([(safetensors.safe_open, safe_open)])
         self._once_imported(_TORCH_MODULE, self._replace_torch)
         for adapter in ADAPTERS:
             self._once_imported(adapter.module, partial(self._adapt, adapter))
@@ -131,24 +131,24 @@ class _Patch:
             self.pending = {}
             while self.hooks:
                 self.hooks.popitem()[1].remove()
-            while self.replaced:
-                original, replacement, owner = self.replaced.pop()
-                _swap(replacement, original, owner)
+            _swap([(new, old, *owner) for old, new, *owner in self.replaced])
+            self.replaced = []
 
     def modules(self) -> list[str]:
         """The names that lead here now."""
         with self.lock:
-            ours = {id(replacement) for _, replacement, _ in self.replaced}
-        return sorted(f"{module.__name__}.{name}" for module, name in _attributes(ours))
+            ours = {id(replacement[1]) for replacement in self.replaced}
+        return sorted(f"{module.__name__}.{name}" for module, name, _ in _attributes(ours))
 
-    def _replace(self, original: object, replacement: object, owner: type | None = None) -> None:
-        self.replaced.append((original, replacement, owner))
-        _swap(original, replacement, owner)
+    def _replace(self, replacements: list[Replacement]) -> None:
+        self.replaced += replacements
+        _swap(replacements)
 
     def _replace_torch(self) -> None:
         module = sys.modules[_TORCH_MODULE]
-        pairs = ((getattr(module, name), new) for name, new in _TORCH_FUNCTIONS.items())
-        self._replace_all(pairs)
+        self._replace_later(
+            [(getattr(module, name), new) for name, new in _TORCH_FUNCTIONS.items()]
+        )
 
     def _adapt(self, adapter: Adapter) -> None:
         # Nothing is imported with the lock held: who imports may wait for it.
@@ -158,16 +158,15 @@ class _Patch:
             wanted = adapter.replacements() if told == "yes" else []
         except Exception as error:  # noqa: BLE001 - whatever it is, the library's import goes on
             told, wanted = f"{type(error).__name__}: {error}", []
-        self._replace_all(wanted)
+        self._replace_later(wanted)
         with self.lock:
             if self.replaced:
                 self.adapters[adapter.module] = told
 
-    def _replace_all(self, replacements: Iterable[Replacement]) -> None:
+    def _replace_later(self, replacements: list[Replacement]) -> None:
         with self.lock:
             if self.replaced:  # nobody has undone the patch meanwhile
-                for replacement in replacements:
-                    self._replace(*replacement)
+                self._replace(replacements)
 
     def _once_imported(self, module: str, action: Callable[[], None]) -> None:
         found = sys.modules.get(module)
@@ -206,7 +205,7 @@ def _is_being_imported(module: ModuleType | None) -> bool:
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
-def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str]]:
+def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str, object]]:
     """Every attribute of a module that is one of the wanted objects, our own modules aside."""
     for module_name, module in list(sys.modules.items()):
         if module_name.split(".", maxsplit=1)[0] == "safetensors_streaming":
@@ -216,15 +215,18 @@ def _attributes(wanted: set[int]) -> Iterator[tuple[ModuleType, str]]:
             continue
         for name, value in list(attributes.items()):
             if id(value) in wanted:
-                yield module, name
+                yield module, name, value
 
 
-def _swap(old: Any, new: object, owner: type | None) -> None:  # noqa: ANN401
-    if owner is not None:
-        setattr(owner, old.__name__, new)
-        return
-    for module, name in _attributes({id(old)}):
-        setattr(module, name, new)
+def _swap(replacements: Iterable[Replacement]) -> None:
+    everywhere = {}
+    for old, new, *owners in replacements:
+        for owner in owners:
+            setattr(owner, old.__name__, new)
+        if not owners:
+            everywhere[id(old)] = new
+    for module, name, value in _attributes(set(everywhere)):
+        setattr(module, name, everywhere[id(value)])
 
 
 _patch = _Patch()

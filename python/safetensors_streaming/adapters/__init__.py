@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 from safetensors_streaming.adapters._versions import release
 
 #: A function of the library's and what takes its place; where it is a method, and the class.
-Replacement = tuple[object, object] | tuple[object, object, type]
+Replacement = tuple[Any, Any] | tuple[Any, Any, type]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Adapter:
     """What is known of a library.
 
     Attributes:
-        library: The name it is imported by.
+        library: The name it is installed by.
         module: The module after whose import the adapter can be installed.
         since: The first version that it was checked with.
         before: The first version that it was not checked with any more.
@@ -57,4 +58,18 @@ ADAPTERS = (
         "transformers", "transformers.pipelines", "5.17", "5.24", _of("transformers_pipelines")
     ),
     Adapter("diffusers", "diffusers.models.modeling_utils", "0.42", "0.43", _of("diffusers")),
+    Adapter(
+        "diffusers",
+        "diffusers.pipelines.pipeline_utils",
+        "0.42",
+        "0.43",
+        _of("diffusers_pipelines"),
+    ),
+    Adapter(
+        "sentence-transformers",
+        "sentence_transformers.base.model",
+        "6.2",
+        "6.3",
+        _of("sentence_transformers"),
+    ),
 )

@@ -3,6 +3,8 @@
 `load_state_dict` loads a file before it is known where its tensors go, here as views of a mapping,
 of which nothing is read. `load_model_dict_into_meta` then knows device and type of each: those for
 GPUs are read in its order, straight to where they stay, and all else is done as ever.
+
+Whoever names no device gets the one of `patch(device=...)`, as if the model were moved there.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from safetensors_streaming._default import moved_to
 from safetensors_streaming._native import PlannedLoad, TensorSlice
 from safetensors_streaming._open import safe_open
 from safetensors_streaming._upstream import calls
 from safetensors_streaming.adapters._devices import gpu_of
+from safetensors_streaming.adapters._placed import placed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -112,8 +116,11 @@ def _goals(
 
 @wraps(_load_into_meta)
 def _into_meta(model: Any, state_dict: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-    device_map = keywords.get("device_map")
     plain = not args and keywords.get("hf_quantizer") is None
+    device_map = keywords.get("device_map")
+    if plain and device_map is None and keywords.get("state_dict_index") is None:
+        goal = moved_to.get()
+        device_map = keywords["device_map"] = None if goal is None else {"": goal}
     if plain and device_map is not None and isinstance(state_dict, _State):
         in_float32 = keywords.get("keep_in_fp32_modules") or []
         goals = _goals(model, state_dict, device_map, keywords.get("dtype"), in_float32)
@@ -122,6 +129,16 @@ def _into_meta(model: Any, state_dict: Any, *args: Any, **keywords: Any) -> Any:
     return _load_into_meta(model, state_dict, *args, **keywords)
 
 
+_models: Any = import_module("diffusers.models.modeling_utils")
+_single_files: Any = import_module("diffusers.loaders.single_file_model")
+_REPLACEMENTS: list[Replacement] = [
+    (_load_state_dict, _load),
+    (_load_into_meta, _into_meta),
+    placed(_models.ModelMixin, "from_pretrained"),
+    placed(_single_files.FromOriginalModelMixin, "from_single_file"),
+]
+
+
 def replacements() -> list[Replacement]:
     """What is replaced by what."""
-    return [(_load_state_dict, _load), (_load_into_meta, _into_meta)]
+    return _REPLACEMENTS

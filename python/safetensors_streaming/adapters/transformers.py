@@ -20,7 +20,7 @@ import torch
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from safetensors_streaming._default import device_for_caller_of
+from safetensors_streaming._default import device_for_caller_of, moved_to
 from safetensors_streaming._native import PlannedLoad, TensorSlice
 from safetensors_streaming._upstream import calls
 from safetensors_streaming.adapters._devices import gpu_of
@@ -37,14 +37,20 @@ AHEAD_BYTES_SPARING = 64 << 20
 
 
 class _Load:
-    """The tensors of one call that go to GPUs."""
+    """The tensors of one call that go to GPUs; `moved_to` is where those for the host go next."""
 
-    def __init__(self) -> None:
+    def __init__(self, moved_to: int | None) -> None:
+        self.moved_to = moved_to
         self.planned = PlannedLoad()
         self.begun = False
         self.sparing = False
         self.turns: dict[int, tuple[int, int]] = {}
         self.groups: dict[object, int] = {}
+
+    def gpu_of(self, device: Any, unnumbered: int | None) -> int | None:  # noqa: ANN401
+        """The GPU for what the library puts on a device."""
+        on_host = device == "cpu"  # as a map says it that the library made for want of one
+        return self.moved_to if on_host else gpu_of(device, unnumbered)
 
     def add(self, tensor: TensorSlice, gpu: int, dtype: torch.dtype | None) -> int | None:
         """Adds a tensor to the plan; gives its number, if it can be read by it."""
@@ -114,7 +120,7 @@ def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
         return _spawn(pool, tensor, device, dtype, sharding_op, tensor_idx)
 
     load = _load.get()
-    gpu = None if load is None else gpu_of(device, 0 if thread_pool else None)
+    gpu = None if load is None else load.gpu_of(device, 0 if thread_pool else None)
     if load is None or gpu is None:
         return spawn(thread_pool)
     if isinstance(tensor, TensorSlice) and sharding_op is None:
@@ -142,11 +148,19 @@ def _add_tensor(
 
 
 @wraps(_convert)
-def _convert_and_load(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401
-    load = _Load()
+def _convert_and_load(
+    model: Any,  # noqa: ANN401
+    state_dict: Any,  # noqa: ANN401
+    load_config: Any,  # noqa: ANN401
+    *args: Any,  # noqa: ANN401
+    **keywords: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    # A quantiser computes where the tensors are: that stays the host.
+    unplaced = load_config.device_map is None and load_config.hf_quantizer is None
+    load = _Load(gpu_of(moved_to.get()) if unplaced else None)
     outer = _load.set(load)
     try:
-        return _convert(*args, **keywords)
+        return _convert(model, state_dict, load_config, *args, **keywords)
     finally:
         _load.reset(outer)
         load.planned.close()
