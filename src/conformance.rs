@@ -119,9 +119,9 @@ fn wanted(lengths: &[usize]) -> Vec<Wanted> {
     for (shard, &len) in lengths.iter().enumerate() {
         let len = len as u64;
         for (begin, end) in [(8, 9), (9, 9), (100, 40_001), (40_001, 40_001), (300_000, len)] {
-            all.push(Wanted { shard, begin: begin.min(len), end: end.min(len) });
+            all.push(Wanted::range(shard, begin.min(len), end.min(len)));
         }
-        all.push(Wanted { shard, begin: 0, end: len });
+        all.push(Wanted::range(shard, 0, len));
     }
     all
 }
@@ -246,14 +246,10 @@ fn a_source_that_ends_early_is_an_error_that_says_where() {
 fn an_early_end_is_told(devices: Devices<'_>) {
     let scene = faulty(&Faults::never(), 5_000);
     let (_folder, on_disk) = files();
-    let grown = |wanted: &Wanted| Wanted { end: wanted.end + 5_000, ..*wanted };
+    let grown = |wanted: &Wanted| Wanted::range(wanted.shard, wanted.begin, wanted.end + 5_000);
     for scene in [scene, on_disk] {
         let last = *scene.wanted.last().unwrap();
-        let wanted = vec![if scene.sources[0].local().is_some() {
-            grown(&last)
-        } else {
-            Wanted { end: last.end + 5_000, ..last }
-        }];
+        let wanted = vec![grown(&last)];
         let scene = Scene { wanted, ..scene };
         let truncated: Vec<Arc<dyn Source>> = scene.sources.iter().map(promising).collect();
         let scene = Scene { sources: truncated.into(), ..scene };

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::config::{ALIGNMENT_BYTES, GAP_BYTES_MAX, PIECES_MAX};
 
-/// A range of a shard's bytes that is to fill one target from its start.
+/// Bytes of a shard that are to fill one target from its start: a range, or rows of equal length at
+/// equal distances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Which source.
@@ -13,12 +14,50 @@ pub(crate) struct Wanted {
     pub(crate) begin: u64,
     /// The byte after the last.
     pub(crate) end: u64,
+    row_bytes: u64,
+    /// From the beginning of a row to that of the next.
+    stride_bytes: u64,
 }
 
 impl Wanted {
+    /// All bytes of a range.
+    pub(crate) fn range(shard: usize, begin: u64, end: u64) -> Self {
+        let bytes = end - begin;
+        Self { shard, begin, end, row_bytes: bytes, stride_bytes: bytes }
+    }
+
+    /// Of a range that consists of equal rows, the same bytes of each.
+    pub(crate) fn columns(&self, stride_bytes: u64, columns: Range<u64>) -> Self {
+        let row_bytes = columns.end - columns.start;
+        if row_bytes == stride_bytes {
+            return *self;
+        }
+        let Some(last) = self.bytes().checked_sub(stride_bytes).filter(|_| row_bytes > 0) else {
+            return Self::range(self.shard, self.begin, self.begin);
+        };
+        let begin = self.begin + columns.start;
+        Self { begin, end: begin + last + row_bytes, row_bytes, stride_bytes, ..*self }
+    }
+
     /// The target's size.
     pub(crate) fn bytes(&self) -> u64 {
-        self.end - self.begin
+        let surplus = self.stride_bytes - self.row_bytes;
+        let rows = (self.end - self.begin + surplus).checked_div(self.stride_bytes);
+        rows.unwrap_or(0) * self.row_bytes
+    }
+
+    /// What is read in one run: all of it, or row by row where too much lies between.
+    fn parts(&self, target: usize) -> Vec<Part> {
+        let Self { begin, end, row_bytes, stride_bytes, .. } = *self;
+        let whole = Part { target, target_offset: 0, begin, end, row_bytes, stride_bytes };
+        if stride_bytes - row_bytes <= GAP_BYTES_MAX {
+            return vec![whole];
+        }
+        let row = |row: u64| {
+            let begin = begin + row * stride_bytes;
+            Part { target_offset: row * row_bytes, begin, end: begin + row_bytes, ..whole }
+        };
+        (0..self.bytes() / row_bytes).map(row).collect()
     }
 }
 
@@ -96,63 +135,94 @@ fn plan_window(
     chunk_bytes: usize,
     reads: &mut Vec<Read>,
 ) {
-    let mut order: Vec<usize> = window.filter(|&target| wanted[target].bytes() > 0).collect();
-    order.sort_by_key(|&target| (wanted[target].shard, wanted[target].begin));
+    let targets = window.filter(|&target| wanted[target].bytes() > 0);
+    let mut parts: Vec<Part> =
+        targets.flat_map(|target| wanted[target].parts(target)).collect();
+    parts.sort_by_key(|part| (wanted[part.target].shard, part.begin));
     let mut span: Option<Span> = None;
-    for target in order {
-        let range = wanted[target];
+    for part in parts {
+        let shard = wanted[part.target].shard;
         span = match span.take() {
-            Some(open) if open.reaches(&range) => Some(open.with(target, &range)),
+            Some(open) if open.reaches(shard, &part) => Some(open.with(part)),
             finished => {
                 if let Some(open) = finished {
-                    open.cut(wanted, source_bytes[open.shard], chunk_bytes, reads);
+                    open.cut(source_bytes[open.shard], chunk_bytes, reads);
                 }
-                Some(Span::new(target, &range))
+                Some(Span { shard, begin: part.begin, end: part.end, parts: vec![part] })
             }
         };
     }
     if let Some(open) = span {
-        open.cut(wanted, source_bytes[open.shard], chunk_bytes, reads);
+        open.cut(source_bytes[open.shard], chunk_bytes, reads);
     }
 }
 
-/// Wanted ranges of one source that are read as one run.
+/// Rows of a target that are read in one run.
+#[derive(Clone, Copy)]
+struct Part {
+    target: usize,
+    /// Where in the target they go.
+    target_offset: u64,
+    begin: u64,
+    end: u64,
+    row_bytes: u64,
+    stride_bytes: u64,
+}
+
+impl Part {
+    /// What of it lies between two offsets of the source.
+    fn pieces(&self, from: u64, to: u64) -> impl Iterator<Item = Piece> + '_ {
+        let first = from.saturating_sub(self.begin) / self.stride_bytes;
+        let rows = (first..).map(move |row| (row, self.begin + row * self.stride_bytes));
+        let size = |bytes: u64| usize::try_from(bytes).expect("a chunk fits in memory");
+        rows.take_while(move |&(_, begin)| begin < to.min(self.end)).filter_map(
+            move |(row, row_begin)| {
+                let (begin, end) = (row_begin.max(from), (row_begin + self.row_bytes).min(to));
+                let target_offset = self.target_offset + row * self.row_bytes + (begin - row_begin);
+                (begin < end).then(|| Piece {
+                    target: self.target,
+                    target_offset,
+                    slot_offset: size(begin - from),
+                    bytes: size(end - begin),
+                })
+            },
+        )
+    }
+}
+
+/// Parts of one source that are read as one run.
 struct Span {
     shard: usize,
     begin: u64,
     end: u64,
-    targets: Vec<usize>,
+    parts: Vec<Part>,
 }
 
 impl Span {
-    fn new(target: usize, range: &Wanted) -> Self {
-        Self { shard: range.shard, begin: range.begin, end: range.end, targets: vec![target] }
+    fn reaches(&self, shard: usize, part: &Part) -> bool {
+        shard == self.shard && part.begin <= self.end.saturating_add(GAP_BYTES_MAX)
     }
 
-    fn reaches(&self, range: &Wanted) -> bool {
-        range.shard == self.shard && range.begin <= self.end.saturating_add(GAP_BYTES_MAX)
-    }
-
-    fn with(mut self, target: usize, range: &Wanted) -> Self {
-        self.end = self.end.max(range.end);
-        self.targets.push(target);
+    fn with(mut self, part: Part) -> Self {
+        self.end = self.end.max(part.end);
+        self.parts.push(part);
         self
     }
 
     /// Cuts the run at multiples of `chunk_bytes` of the source, so that every read is aligned.
-    fn cut(&self, wanted: &[Wanted], source_bytes: u64, chunk_bytes: usize, reads: &mut Vec<Read>) {
+    fn cut(&self, source_bytes: u64, chunk_bytes: usize, reads: &mut Vec<Read>) {
         let (chunk, alignment) = (chunk_bytes as u64, ALIGNMENT_BYTES as u64);
         let end = self.end.next_multiple_of(alignment).min(source_bytes);
         let mut offset = self.begin / alignment * alignment;
         let mut first = 0;
         while offset < end {
             let mut stop = ((offset / chunk + 1) * chunk).min(end);
-            let mut pieces = self.pieces(wanted, &mut first, offset, stop);
+            let mut pieces = self.pieces(&mut first, offset, stop);
             if let Some(surplus) = pieces.get(PIECES_MAX) {
                 // A block holds fewer pieces than that, so something is left before it.
                 let begin = offset + surplus.slot_offset as u64;
                 stop = (begin / alignment * alignment).max(offset + alignment);
-                pieces = self.pieces(wanted, &mut first, offset, stop);
+                pieces = self.pieces(&mut first, offset, stop);
             }
             if !pieces.is_empty() {
                 let bytes = usize::try_from(stop - offset).expect("a chunk fits in memory");
@@ -162,27 +232,13 @@ impl Span {
         }
     }
 
-    /// The parts of the targets from `first` on that lie between two offsets.
-    fn pieces(&self, wanted: &[Wanted], first: &mut usize, from: u64, to: u64) -> Vec<Piece> {
-        while self.targets.get(*first).is_some_and(|&target| wanted[target].end <= from) {
+    /// What of the parts from `first` on lies between two offsets.
+    fn pieces(&self, first: &mut usize, from: u64, to: u64) -> Vec<Piece> {
+        while self.parts.get(*first).is_some_and(|part| part.end <= from) {
             *first += 1;
         }
-        let size = |bytes: u64| usize::try_from(bytes).expect("a chunk fits in memory");
-        let candidates = self.targets[*first..].iter();
-        candidates
-            .take_while(|&&target| wanted[target].begin < to)
-            .filter(|&&target| wanted[target].end > from)
-            .map(|&target| {
-                let range = wanted[target];
-                let (begin, end) = (range.begin.max(from), range.end.min(to));
-                Piece {
-                    target,
-                    target_offset: begin - range.begin,
-                    slot_offset: size(begin - from),
-                    bytes: size(end - begin),
-                }
-            })
-            .collect()
+        let candidates = self.parts[*first..].iter().take_while(|part| part.begin < to);
+        candidates.flat_map(|part| part.pieces(from, to)).collect()
     }
 }
 
@@ -194,7 +250,7 @@ mod tests {
     const CHUNK: usize = 4 * ALIGNMENT_BYTES;
 
     fn wanted(begin: u64, end: u64) -> Wanted {
-        Wanted { shard: 0, begin, end }
+        Wanted::range(0, begin, end)
     }
 
     /// Carries the plan out on a source whose every byte is known, and compares.
@@ -224,7 +280,9 @@ mod tests {
         }
         for (range, bytes) in ranges.iter().zip(filled) {
             for (index, found) in bytes.into_iter().enumerate() {
-                assert_eq!(found, Some(byte(range.shard, range.begin + index as u64)));
+                let (row, column) = (index as u64 / range.row_bytes, index as u64 % range.row_bytes);
+                let offset = range.begin + row * range.stride_bytes + column;
+                assert_eq!(found, Some(byte(range.shard, offset)));
             }
         }
         plan
@@ -245,6 +303,22 @@ mod tests {
     }
 
     #[test]
+    fn columns_far_apart_are_read_alone() {
+        let stride = 3 * GAP_BYTES_MAX;
+        let table = wanted(0, 8 * stride);
+        let far = table.columns(stride, 0..GAP_BYTES_MAX);
+        let plan = check(&[far], &[8 * stride]);
+        let read: usize = plan.reads.iter().map(|read| read.bytes).sum();
+        assert_eq!(read as u64, far.bytes());
+        let near = table.columns(stride, 0..stride - 1);
+        let plan = check(&[near, table.columns(stride, stride - 1..stride)], &[8 * stride]);
+        let read: usize = plan.reads.iter().map(|read| read.bytes).sum();
+        assert_eq!(read as u64, table.bytes());
+        assert_eq!(table.columns(stride, 0..stride), table);
+        assert_eq!(table.columns(stride, 7..7).bytes(), 0);
+    }
+
+    #[test]
     fn random_ranges_of_two_sources_arrive_whole() {
         let mut state = 1_u64;
         let mut random = |below: u64| {
@@ -257,7 +331,15 @@ mod tests {
                 .map(|_| {
                     let shard = random(2) as usize;
                     let begin = random(sizes[shard]);
-                    Wanted { shard, begin, end: begin + random(sizes[shard] - begin + 1) }
+                    let range =
+                        Wanted::range(shard, begin, begin + random(sizes[shard] - begin + 1));
+                    let stride = random(300_000) + 1;
+                    let rows = range.bytes() / stride;
+                    if random(2) == 0 || rows == 0 {
+                        return range;
+                    }
+                    let columns = random(stride)..stride;
+                    Wanted::range(shard, begin, begin + rows * stride).columns(stride, columns)
                 })
                 .collect();
             check(&ranges, &sizes);

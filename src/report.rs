@@ -24,6 +24,8 @@ pub(crate) struct Report {
     pub(crate) tensors: usize,
     /// Bytes of these tensors.
     pub(crate) bytes: u64,
+    /// Bytes read for them: what lies close between two of them is read as well; 0 where none is read.
+    pub(crate) read_bytes: u64,
     /// Where the time went.
     pub(crate) seconds: Seconds,
     /// Where the tensors are: `cpu` or `cuda:N`.

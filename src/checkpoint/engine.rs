@@ -65,6 +65,7 @@ pub(crate) fn run(
         files,
         tensors,
         bytes,
+        read_bytes: plan.reads.iter().map(|read| read.bytes as u64).sum(),
         seconds: Seconds { open: 0.0, plan: planned, load: total - planned, total },
         device: device.name(),
         reader: reader.names(),

@@ -75,17 +75,23 @@ impl Shard {
         Ok(Tensor { memory, form: Form { dtype: info.dtype, shape: info.shape.to_vec() } })
     }
 
-    /// What the engine has to read for one tensor, or for some of its rows (places in its first
-    /// dimension), and what that is.
-    pub(crate) fn wanted(&self, index: usize, rows: Option<Range<u64>>) -> Result<(Wanted, Form)> {
+    /// What the engine has to read for one tensor, or for a part of it, and what that is. The part
+    /// is a range of each of the first dimensions; of the second and later ones at most one is not
+    /// whole.
+    pub(crate) fn wanted(&self, index: usize, ranges: &[Range<u64>]) -> Result<(Wanted, Form)> {
         let info = self.info(index)?;
         let mut form = Form { dtype: info.dtype, shape: info.shape.to_vec() };
-        let mut wanted = Wanted { shard: 0, begin: info.begin, end: info.end };
-        if let (Some(rows), Some(first)) = (rows, form.shape.first_mut()) {
-            let row_bytes = wanted.bytes() / (*first).max(1);
-            wanted.end = wanted.begin + rows.end * row_bytes;
-            wanted.begin += rows.start * row_bytes;
-            *first = rows.end - rows.start;
+        let mut wanted = Wanted::range(0, info.begin, info.end);
+        let mut row_bytes = wanted.bytes();
+        for (dimension, (range, length)) in ranges.iter().zip(&mut form.shape).enumerate() {
+            let stride = row_bytes;
+            row_bytes /= (*length).max(1);
+            let bytes = range.start * row_bytes..range.end * row_bytes;
+            wanted = match dimension {
+                0 => Wanted::range(0, info.begin + bytes.start, info.begin + bytes.end),
+                _ => wanted.columns(stride, bytes),
+            };
+            *length = range.end - range.start;
         }
         Ok((wanted, form))
     }
@@ -214,8 +220,9 @@ impl Checkpoint {
 
     /// What the engine has to read for a tensor, and what that is.
     pub(crate) fn wanted(&self, place: Place) -> Result<(Wanted, Form)> {
-        let (wanted, form) = self.shards[place.shard].wanted(place.tensor, None)?;
-        Ok((Wanted { shard: place.shard, ..wanted }, form))
+        let (mut wanted, form) = self.shards[place.shard].wanted(place.tensor, &[])?;
+        wanted.shard = place.shard;
+        Ok((wanted, form))
     }
 
     fn check_names(&self) -> Result<()> {

@@ -230,7 +230,9 @@ impl Background {
         let buffers = Rc::new(RefCell::new(Vec::new()));
         let mut memory = Provided(Rc::clone(&buffers));
         let (told, idle) = (events.clone(), None);
-        let mut pace = Pace { provided, buffers, events: told, closed: false, idle, patience };
+        let missing = wanted.len();
+        let mut pace =
+            Pace { provided, buffers, events: told, missing, closed: false, idle, patience };
         let workers =
             Workers::new(|done| hands.into_iter().map(|hand| hand.worker(false, done)).collect());
         let outcome = workers.and_then(|mut workers| {
@@ -257,6 +259,8 @@ struct Pace {
     provided: Receiver<Buffer>,
     buffers: Rc<RefCell<Vec<Buffer>>>,
     events: Sender<Event>,
+    /// Targets that are yet to come.
+    missing: usize,
     closed: bool,
     idle: Option<Instant>,
     patience: Option<Duration>,
@@ -280,6 +284,7 @@ impl Pace {
 
 impl Caller for Pace {
     fn deliver(&mut self, target: usize, _buffer: Buffer) -> Result<()> {
+        self.missing -= 1;
         // A caller who has gone is found by the next check.
         let _sent = self.events.send(Event::Arrived(target));
         Ok(())
@@ -287,7 +292,7 @@ impl Caller for Pace {
 
     fn check(&mut self, _bytes_done: u64) -> Result<()> {
         self.take();
-        if self.closed {
+        if self.closed && self.missing > 0 {
             let ended = PyInterruptedError::new_err("the load was given up");
             return Err(Error::Stopped(Box::new(ended)));
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyInt, PyList, PySlice, PyTuple};
+use pyo3::types::{PyDict, PyList};
 
 use crate::checkpoint::engine::Options;
 use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Place, Shard, Storage};
@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::format::Dtype;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Targets, fetch};
+use crate::python::index::Part;
 use crate::python::load::{FileName, backend_for, to_dict};
 use crate::python::read_ahead::Habit;
 use crate::python::report::remember;
@@ -57,13 +58,13 @@ fn one_tensor<'py>(
     py: Python<'py>,
     shard: &Shard,
     index: usize,
-    rows: Option<Range<u64>>,
+    part: &[Range<u64>],
     manner: &Manner,
 ) -> PyResult<Bound<'py, PyAny>> {
     let Storage::Engine(source) = &shard.storage else {
         return to_torch(py, shard.mapped(index)?);
     };
-    let targets = Targets::new(vec![shard.wanted(index, rows)?], None);
+    let targets = Targets::new(vec![shard.wanted(index, part)?], None);
     let fetched = fetch(py, &Arc::from([Arc::clone(source)]), targets, manner, None);
     let name = |_| shard.header.tensor(index).map_or("", |info| info.name).to_owned();
     let (tensors, _) = fetched.map_err(|error| error.named(name))?;
@@ -123,7 +124,7 @@ impl Handle {
         let place = shard.find(name)?;
         match self.read_ahead(py, shard, place)? {
             Some(tensor) => Ok(tensor),
-            None => one_tensor(py, shard, place, None, &self.manner),
+            None => one_tensor(py, shard, place, &[], &self.manner),
         }
     }
 
@@ -191,18 +192,11 @@ impl TensorSlice {
         index: Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let shard = &self.checkpoint.shards[0];
-        let (shape, dtype) = self.facts()?;
-        let packed = dtype == Dtype::F4 && shape.len() == 1;
-        let rows = match (&shard.storage, shape.first()) {
-            (Storage::Engine(_), Some(&first)) if !packed => leading_rows(&index, first)?,
-            _ => None,
+        let part = match &shard.storage {
+            Storage::Engine(_) => self.part(&index)?,
+            Storage::Mapped(..) => Part::whole(index),
         };
-        match rows {
-            Some((rows, rest)) => {
-                one_tensor(py, shard, self.index, Some(rows), &self.manner)?.get_item(rest)
-            }
-            None => one_tensor(py, shard, self.index, None, &self.manner)?.get_item(index),
-        }
+        one_tensor(py, shard, self.index, &part.ranges, &self.manner)?.get_item(part.rest)
     }
 }
 
@@ -217,48 +211,15 @@ impl TensorSlice {
         self.checkpoint.name(Place { shard: 0, tensor: self.index })
     }
 
+    /// What an index needs.
+    pub(crate) fn part<'py>(&self, index: &Bound<'py, PyAny>) -> PyResult<Part<'py>> {
+        let (shape, dtype) = self.facts()?;
+        Part::of(index, shape, dtype)
+    }
+
     fn facts(&self) -> PyResult<(&[u64], Dtype)> {
         let gone = || Error::Internal("a slice of no tensor".to_owned());
         let info = self.checkpoint.shards[0].header.tensor(self.index).ok_or_else(gone)?;
         Ok((info.shape, info.dtype))
     }
-}
-
-/// The rows that an index needs, and the index that is left for them; none where it needs all, or
-/// where it is torch's business to refuse it.
-fn leading_rows<'py>(
-    index: &Bound<'py, PyAny>,
-    length: u64,
-) -> PyResult<Option<(Range<u64>, Bound<'py, PyAny>)>> {
-    let py = index.py();
-    let tuple = match index.cast::<PyTuple>() {
-        Ok(tuple) => tuple.clone(),
-        Err(_) => PyTuple::new(py, [index])?,
-    };
-    let Ok(first) = tuple.get_item(0) else { return Ok(None) };
-    let Ok(signed_length) = isize::try_from(length) else { return Ok(None) };
-    let (rows, rest) = if first.is_exact_instance_of::<PyInt>() {
-        let Ok(place) = first.extract::<isize>() else { return Ok(None) };
-        let place = if place < 0 { place + signed_length } else { place };
-        let Ok(place) = u64::try_from(place) else { return Ok(None) };
-        (place..place + 1, PyInt::new(py, 0).into_any())
-    } else if let Ok(slice) = first.cast::<PySlice>() {
-        let Ok(bounds) = slice.indices(signed_length) else { return Ok(None) };
-        if bounds.step < 1 {
-            return Ok(None);
-        }
-        let start = u64::try_from(bounds.start).unwrap_or(0);
-        let stop = u64::try_from(bounds.stop).unwrap_or(0).max(start);
-        let stride = slice.getattr("step")?;
-        let rest = py.get_type::<PySlice>().call1((py.None(), py.None(), stride))?;
-        (start..stop, rest)
-    } else {
-        return Ok(None);
-    };
-    if rows.end > length {
-        return Ok(None);
-    }
-    let mut items: Vec<Bound<'py, PyAny>> = tuple.iter().collect();
-    items[0] = rest;
-    Ok(Some((rows, PyTuple::new(py, items)?.into_any())))
 }

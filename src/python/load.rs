@@ -305,11 +305,8 @@ pub(crate) fn read_through(py: Python<'_>, paths: Vec<PathBuf>, cache: &str) -> 
         let open = |path: &PathBuf| crate::source::open(path);
         let sources: Arc<[_]> = paths.iter().map(open).collect::<Result<_>>()?;
         let opened = Instant::now();
-        let whole = |(shard, source): (usize, &Arc<dyn Source>)| Wanted {
-            shard,
-            begin: 0,
-            end: source.len(),
-        };
+        let whole =
+            |(shard, source): (usize, &Arc<dyn Source>)| Wanted::range(shard, 0, source.len());
         let wanted: Vec<Wanted> = sources.iter().enumerate().map(whole).collect();
         let mut collector = Collector::new(&wanted, None);
         let mut device = NullDevice::default();

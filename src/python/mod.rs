@@ -8,6 +8,7 @@ mod destination;
 mod errors;
 mod fetch;
 mod handle;
+mod index;
 mod into;
 mod lanes;
 mod load;

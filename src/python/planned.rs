@@ -1,5 +1,6 @@
 //! A load whose whole plan is known before the first tensor is asked for.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -53,18 +54,26 @@ impl PlannedLoad {
         Self { state: Mutex::new(State::Planning(Box::default())) }
     }
 
-    /// Adds the whole of a slice, to be on the GPU of that number, in that type of torch's or, for None,
-    /// in its own; returns its number, or None where it is not to be read here: it has no bytes, or no
-    /// kernel makes that type.
+    /// Adds a slice, or what an index gives of it, to be on the GPU of that number, in that type of
+    /// torch's or, for None, in its own; returns its number, or None where it is not to be read here: it
+    /// has no bytes, no kernel makes that type, or it lies in the file in another way than as equal rows.
+    #[pyo3(signature = (slice, device, dtype, index=None))]
     fn add(
         &self,
         slice: Bound<'_, TensorSlice>,
         device: usize,
         dtype: Option<Bound<'_, PyAny>>,
+        index: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Option<usize>> {
+        let part = index.map(|index| slice.get().part(&index)).transpose()?;
+        let ranges = match &part {
+            Some(part) if !part.is_result()? => return Ok(None),
+            Some(part) => part.ranges.as_slice(),
+            None => &[],
+        };
         let mut state = std::mem::replace(&mut *self.state(), State::Ended);
         let added = match &mut state {
-            State::Planning(plan) => plan.add(&slice, device, dtype.as_ref()),
+            State::Planning(plan) => plan.add(&slice, ranges, device, dtype.as_ref()),
             State::Running(_) | State::Ended => Ok(None),
         };
         *self.state() = state;
@@ -148,12 +157,13 @@ impl Plan {
     fn add(
         &mut self,
         slice: &Bound<'_, TensorSlice>,
+        part: &[Range<u64>],
         ordinal: usize,
         dtype: Option<&Bound<'_, PyAny>>,
     ) -> Result<Option<usize>> {
         let (shard, index) = slice.get().place();
         let goal = Goal::Cuda(ordinal, Memory::Torch);
-        let (mut wanted, form) = shard.wanted(index, None)?;
+        let (mut wanted, form) = shard.wanted(index, part)?;
         let Some(dtype) = made_type(slice.py(), &form, wanted, dtype)? else { return Ok(None) };
         if dtype != form.dtype && !goal.has_kernels()? {
             return Ok(None);

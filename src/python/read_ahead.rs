@@ -146,7 +146,7 @@ fn worth_it(py: Python<'_>, shard: &Shard, order: Order<'_>) -> Result<Worthwhil
     let mut places = VecDeque::new();
     let mut targets = Vec::new();
     for place in order {
-        let (wanted, form) = shard.wanted(place, None)?;
+        let (wanted, form) = shard.wanted(place, &[])?;
         let forward = places.back().is_none_or(|&last| place > last);
         let known = || torch_type(py, form.dtype).is_ok() && form.torch_shape().is_ok();
         if forward && (1..=AHEAD_BYTES_MAX).contains(&wanted.bytes()) && known() {

@@ -39,6 +39,13 @@ impl PyReport {
         self.0.bytes
     }
 
+    /// Bytes read for them: what lies close between two of them is read as well; 0 where the files are
+    /// mapped.
+    #[getter]
+    fn read_bytes(&self) -> u64 {
+        self.0.read_bytes
+    }
+
     /// Seconds by phase: open, plan, load, total.
     #[getter]
     fn seconds<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

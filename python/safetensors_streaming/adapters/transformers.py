@@ -28,6 +28,8 @@ from safetensors_streaming.adapters._devices import gpu_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from typing_extensions import Self
+
     from safetensors_streaming.adapters import Replacement
 
 #: Bytes read ahead of who waits for tensors; less where the library itself reads one at a time, to
@@ -52,9 +54,15 @@ class _Load:
         on_host = device == "cpu"  # as a map says it that the library made for want of one
         return self.moved_to if on_host else gpu_of(device, unnumbered)
 
-    def add(self, tensor: TensorSlice, gpu: int, dtype: torch.dtype | None) -> int | None:
-        """Adds a tensor to the plan; gives its number, if it can be read by it."""
-        number = self.planned.add(tensor, gpu, dtype)
+    def add(
+        self,
+        tensor: TensorSlice,
+        gpu: int,
+        dtype: torch.dtype | None,
+        index: Any = None,  # noqa: ANN401
+    ) -> int | None:
+        """Adds a tensor, or a part, to the plan; gives its number, if it can be read by it."""
+        number = self.planned.add(tensor, gpu, dtype, index)
         if number is not None:
             self.turns[number] = (sys.maxsize, sys.maxsize)
         return number
@@ -97,6 +105,38 @@ class _Waiting:
         return self._alone() if taken is None else taken
 
 
+class _Probe:
+    """Stands for a slice of a file, and remembers which part of it is asked for."""
+
+    def __init__(self, tensor: TensorSlice) -> None:
+        self._tensor = tensor
+        self.index: Any = None
+
+    def get_shape(self) -> list[int]:
+        """As the slice."""
+        return self._tensor.get_shape()
+
+    def __getitem__(self, index: Any) -> Self:  # noqa: ANN401
+        self.index = None if index is Ellipsis else index
+        return self
+
+    def to(self, **_: object) -> Self:
+        """As a tensor."""
+        return self
+
+
+def _part(tensor: TensorSlice, sharding_op: Any, tensor_idx: int | None) -> _Probe | None:  # noqa: ANN401
+    """The part that a rank holds, by the library's own reckoning; None where it is not one part."""
+    probe = _Probe(tensor)
+    if sharding_op is None:
+        return probe
+    try:
+        found = sharding_op.shard_tensor(probe, tensor_idx=tensor_idx)
+    except Exception:  # noqa: BLE001 - it needs a tensor: the library's own path tells why
+        return None
+    return probe if found is probe else None
+
+
 _load: ContextVar[_Load | None] = ContextVar("safetensors_streaming_load", default=None)
 _library: Any = import_module("transformers.core_model_loading")
 _spawn = _library.spawn_materialize
@@ -123,9 +163,10 @@ def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
     gpu = None if load is None else load.gpu_of(device, 0 if thread_pool else None)
     if load is None or gpu is None:
         return spawn(thread_pool)
-    if isinstance(tensor, TensorSlice) and sharding_op is None:
+    part = _part(tensor, sharding_op, tensor_idx) if isinstance(tensor, TensorSlice) else None
+    if part is not None:
         load.sparing |= thread_pool is None
-        number = load.add(tensor, gpu, dtype)
+        number = load.add(tensor, gpu, dtype, part.index)
         if number is not None:
             return _Waiting(load, number, spawn(None))
     # A list of tensors that are merged holds either functions or futures.
