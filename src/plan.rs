@@ -136,8 +136,7 @@ fn plan_window(
     reads: &mut Vec<Read>,
 ) {
     let targets = window.filter(|&target| wanted[target].bytes() > 0);
-    let mut parts: Vec<Part> =
-        targets.flat_map(|target| wanted[target].parts(target)).collect();
+    let mut parts: Vec<Part> = targets.flat_map(|target| wanted[target].parts(target)).collect();
     parts.sort_by_key(|part| (wanted[part.target].shard, part.begin));
     let mut span: Option<Span> = None;
     for part in parts {
@@ -280,7 +279,8 @@ mod tests {
         }
         for (range, bytes) in ranges.iter().zip(filled) {
             for (index, found) in bytes.into_iter().enumerate() {
-                let (row, column) = (index as u64 / range.row_bytes, index as u64 % range.row_bytes);
+                let (row, column) =
+                    (index as u64 / range.row_bytes, index as u64 % range.row_bytes);
                 let offset = range.begin + row * range.stride_bytes + column;
                 assert_eq!(found, Some(byte(range.shard, offset)));
             }
