@@ -249,8 +249,8 @@ def patch(*, device: object = None, children: bool = False) -> None:
         device: Where direct calls that name no device put their tensors, as in `load_file`: of
             `load_file` and `safe_open`, and of what transformers, diffusers and
             sentence-transformers load for you. Calls of libraries that place tensors themselves
-            (accelerate, peft, ...) are not changed by it. None leaves it as it is: the CPU, as upstream, unless an earlier `patch`
-            named another.
+            (accelerate, peft, ...) are not changed by it. None leaves it as it is: the CPU, as
+            upstream, unless an earlier `patch` named another.
         children: Also patch child processes, however they are started, by an environment variable
             that the installed `.pth` file reads.
     """
