@@ -255,3 +255,44 @@ WITHOUT_KERNELS = """
 @pytest.mark.skipif(not SIMULATED, reason="the simulated driver fails at will")
 def test_types_are_right_where_no_kernel_can_be_loaded(folder: Path) -> None:
     run_python(WITHOUT_KERNELS, folder / "tied", env=SIMULATION)
+
+
+IN_ORDER = """
+    import json
+    import sys
+
+    import safetensors_streaming
+    from safetensors_streaming import _native
+    from transformers import AutoModelForCausalLM
+
+    safetensors_streaming.patch()
+    from safetensors_streaming.adapters import transformers as adapter
+
+    told, taken = [], []
+
+    class Recorded:
+        def __init__(self):
+            self.load = _native.PlannedLoad()
+            self.add, self.close = self.load.add, self.load.close
+
+        def begin(self, order, ahead_bytes):
+            told.extend(order)
+            self.load.begin(order, ahead_bytes)
+
+        def take(self, number):
+            taken.append(number)
+            return self.load.take(number)
+
+    adapter.PlannedLoad = Recorded
+    AutoModelForCausalLM.from_pretrained(sys.argv[1], device_map="cuda:0")
+    assert len(taken) > 50
+    assert taken == told, (told, taken)
+"""
+
+
+@pytest.mark.skipif(not SIMULATED, reason="kernels that do nothing are enough for it")
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3-moe"])
+def test_tensors_are_read_in_the_order_in_which_they_are_waited_for(
+    folder: Path, name: str
+) -> None:
+    run_python(IN_ORDER, folder / name, env=SIMULATION)

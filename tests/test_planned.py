@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import simulator
 import torch
 from gpu import NEEDS_GPU, SIMULATED
 from oracle import STOCK, same_tensor
-from process import busy, eventually
+from process import busy, eventually, run_python
 from safetensors.torch import save_file
 from safetensors_streaming import SafetensorError, last_report, safe_open
 from safetensors_streaming._native import PlannedLoad
@@ -130,3 +131,77 @@ def test_pinned_memory_and_copies(files: list[Path]) -> None:
     counted = simulator.statistics()
     assert counted["pageable"]["copies"] == 0
     assert counted["pinned"]["peak_bytes"] - kept <= 256 * MIB
+
+
+def test_two_at_once(files: list[Path]) -> None:
+    """Two threads, each with a load of its own."""
+    expected = {name: tensor for path in files for name, tensor in STOCK.load_file(path).items()}
+
+    def load(_: int) -> bool:
+        planned, names = plan_of(files)
+        planned.begin(range(COUNT), 8 * MIB)
+        taken = {name: planned.take(number) for number, name in enumerate(names)}
+        planned.close()
+        return all(same_tensor(taken[name].cpu(), tensor) for name, tensor in expected.items())
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(load, range(2))) == [True, True]
+
+
+DISTURBED = """
+    import os
+    import signal
+    import sys
+    from pathlib import Path
+
+    import torch
+    from process import busy, eventually, run_python
+    from test_planned import COUNT, MIB, plan_of
+
+    def check_clean():
+        assert eventually(lambda: not busy())
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated() == 0
+
+    def interrupted(paths):
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        planned, names = plan_of(paths)
+        planned.begin(range(COUNT), 8 * MIB)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)  # all of it takes many times as long
+        try:
+            for number in range(COUNT):
+                planned.take(number)
+        except KeyboardInterrupt:
+            return
+        sys.exit("not interrupted")
+
+    def forked(paths):
+        planned, names = plan_of(paths)
+        planned.begin(range(COUNT), 8 * MIB)
+        kept = planned.take(0)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            assert planned.take(1) is None
+            planned.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert all(planned.take(number) is not None for number in range(1, 10))
+        planned.close()
+
+    paths = [Path(path) for path in sys.argv[2:]]
+    globals()[sys.argv[1]](paths)
+    check_clean()
+    planned, names = plan_of(paths[:1])
+    planned.begin(range(COUNT // 2), 8 * MIB)
+    assert planned.take(0) is not None
+    planned.close()
+    check_clean()
+"""
+
+
+@pytest.mark.skipif(not SIMULATED, reason="a link that is slow enough is simulated")
+@pytest.mark.parametrize("how", ["interrupted", "forked"])
+def test_disturbed(files: list[Path], how: str) -> None:
+    """Ctrl+C while a tensor is waited for; a child of fork while the load goes on."""
+    run_python(DISTURBED, how, *files, env={"SIMCUDA_H2D_GBPS": "0.05"})
