@@ -192,18 +192,22 @@ def diffusers_shards(folder: Path) -> Weights:
     return diffusers(folder, "unet-shards", device_map="cuda")
 
 
-def diffusers_pipeline(folder: Path) -> Weights:
+def diffusers_pipeline(folder: Path, name: str = "ddpm", **keywords: object) -> Weights:
     """A pipeline with a device of its own."""
     from diffusers import DDPMPipeline  # noqa: PLC0415
 
-    return DDPMPipeline.from_pretrained(folder / "ddpm", device_map="cuda").unet.state_dict()
+    placed = keywords or {"device_map": "cuda"}
+    return DDPMPipeline.from_pretrained(folder / name, **placed).unet.state_dict()
+
+
+def diffusers_pipeline_shards(folder: Path) -> Weights:
+    """A pipeline whose network is in shards."""
+    return diffusers_pipeline(folder, "ddpm-shards")
 
 
 def diffusers_pipeline_nowhere(folder: Path) -> Weights:
     """A pipeline without a word about devices."""
-    from diffusers import DDPMPipeline  # noqa: PLC0415
-
-    return DDPMPipeline.from_pretrained(folder / "ddpm").unet.state_dict()
+    return diffusers_pipeline(folder, device_map=None)
 
 
 def embedder(folder: Path, **keywords: object) -> Weights:
@@ -301,6 +305,7 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "diffusers cast to bfloat16": diffusers_cast,
     "diffusers shards": diffusers_shards,
     "diffusers' own generator": diffusers_pipeline,
+    "diffusers' own generator in shards": diffusers_pipeline_shards,
     "diffusers' own generator without a device": diffusers_pipeline_nowhere,
     "sentence-transformers": embedder,
     "sentence-transformers on another GPU": embedder_elsewhere,

@@ -81,7 +81,10 @@ def save_diffusers(folder: Path) -> None:
     )
     unet.save_pretrained(folder / "unet")
     unet.save_pretrained(folder / "unet-shards", max_shard_size="500KB")
-    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(folder / "ddpm")
+    pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+    pipeline.save_pretrained(folder / "ddpm")
+    pipeline.save_pretrained(folder / "ddpm-shards", max_shard_size="500KB")
+    assert len(list((folder / "ddpm-shards" / "unet").glob("*.safetensors"))) > 1
 
 
 def save_tokenizer(folder: Path) -> None:
