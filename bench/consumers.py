@@ -180,11 +180,13 @@ class DistributedCheckpoint(Transformers):
     """torch's own reader of the format, into tensors that are there."""
 
     def __init__(self, device: str, paths: Sequence[Path]) -> None:
-        """Makes the tensors; the tied one has no file."""
+        """Makes the tensors, which have values already; the tied one has no file."""
         super().__init__(device, paths)
         self.checkpoint: Any = import_module("torch.distributed.checkpoint")
         model = self.skeleton().to_empty(device=device)
         model.tie_weights()
+        for part in model.parameters():
+            self.torch.nn.init.zeros_(part)
         self.state = {n: part for n, part in model.state_dict().items() if n != "lm_head.weight"}
 
     def call(self) -> Weights:
@@ -225,17 +227,18 @@ class Patched:
         self._loads: list[tuple[float, float]] = []
         self._reports = {self._report(): 0.0}
         self._watch()
-
-    def load(self, paths: Sequence[Path]) -> Weights:
-        """Calls the library, making sure that ours served it."""
-        before = self._served()
-        weights = self._consumer.load(paths)
-        if self._served() == before:
-            raise RuntimeError("patch() is in place, yet the stock loader served the call")
-        return weights
+        self._served_before = self._served()
+        self.load = self._consumer.load
 
     def weights(self) -> dict[str, float]:
-        """What the loads to a GPU took so far: from begin to end, and by their own reports."""
+        """What the loads to a GPU took: from begin to end, and by their own reports.
+
+        Raises:
+            RuntimeError: If ours served none of the library's calls. This is asked for after the
+                load, because ``status()`` looks through all modules.
+        """
+        if self._served() == self._served_before:
+            raise RuntimeError("patch() is in place, yet the stock loader served the call")
         if not self._loads:
             return {}
         return {
