@@ -52,7 +52,7 @@ COMMANDS = {
     "cpu": Command(ROWS, models.FULL_GB, "no GPU needed"),
     "sim": Command(SIM_ROWS, 1.0, "a GPU simulated by ci/sim"),
     "gpu": Command(GPU_ROWS, 15.0, "a real GPU"),
-    "consumers": Command(CONSUMER_ROWS, 0.5, "a GPU, or one simulated by ci/sim"),
+    "consumers": Command(CONSUMER_ROWS, 1.0, "a GPU, or one simulated by ci/sim"),
 }
 
 say = Console(highlight=False, width=None if sys.stdout.isatty() else 150).print

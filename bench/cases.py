@@ -283,7 +283,7 @@ def _consumer(name: str, device: str, cache: str) -> Row:
         action="load",
         files=name,
         cache=(cache,),
-        blocks=5 if on_gpu else 9,
+        blocks=5 if on_gpu else 7,
         ceilings=("link", "disk") if cold else ("link",) if on_gpu else (),
         target=WEIGHTS_AT_90 if cold else NEVER_SLOWER,
         consumer=name,
