@@ -1,4 +1,4 @@
-"""``python -m bench cpu|sim|gpu``: this loader beside others, each sample in a fresh process."""
+"""``python -m bench COMMAND``: this loader beside others, each sample in a fresh process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
 
 from bench import models
-from bench.cases import GPU_ROWS, NULL_READERS, ROWS, SIM_ROWS, Row
+from bench.cases import CONSUMER_ROWS, GPU_ROWS, NULL_READERS, ROWS, SIM_ROWS, Row
+from bench.consumers import CONSUMERS, absent
 from bench.loaders import LOADERS, PEERS, missing
-from bench.measure import Job, simulated_driver
+from bench.measure import Job, has_driver, simulated_driver
 from bench.null_reader import memory_rate
 from bench.report import Result, Sample, Samples, document, evaluate, table
 
@@ -35,8 +36,24 @@ CEILING_RUNS = 2
 #: What `sim` asks of the simulated driver: a link of 2 GB/s, memory as it comes.
 LINK_GBPS = "2"
 SIMULATION = {"SIMCUDA_H2D_GBPS": LINK_GBPS, "SIMCUDA_POISON": "0", "SIMCUDA_MEM": str(16 << 30)}
-SIMULATION_GB = 1.0
-GPU_GB = 15.0
+#: For a row on the CPU, as on a machine without a GPU: a library may use one that it finds.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "SIMCUDA_DEVICES": "0"}
+
+
+class Command(NamedTuple):
+    """What a command compares, on a model of which size, and what it needs."""
+
+    rows: tuple[Row, ...]
+    size_gb: float
+    says: str
+
+
+COMMANDS = {
+    "cpu": Command(ROWS, models.FULL_GB, "no GPU needed"),
+    "sim": Command(SIM_ROWS, 1.0, "a GPU simulated by ci/sim"),
+    "gpu": Command(GPU_ROWS, 15.0, "a real GPU"),
+    "consumers": Command(CONSUMER_ROWS, 1.0, "a GPU, or one simulated by ci/sim"),
+}
 
 say = Console(highlight=False, width=None if sys.stdout.isatty() else 150).print
 
@@ -98,10 +115,10 @@ def sample(row: Row, loader: str, files: list[Path], variables: dict[str, str]) 
     """Takes one sample: the row's processes one after the other, and the noise meanwhile."""
     start, busy, own = time.monotonic(), busy_seconds(), own_seconds()
     paths = [str(file) for file in files]
-    processes = [
-        run(Job(loader, row.action, cache, paths, row.read, row.rehearse), variables)
-        for cache in row.cache
-    ]
+    processes = []
+    for cache in row.cache:
+        how = (row.read, row.rehearse, row.consumer, row.device)
+        processes.append(run(Job(loader, row.action, cache, paths, *how), variables))
     foreign = max(0.0, busy_seconds() - busy - own_seconds() + own)
     return {
         "seconds": sum(float(process["seconds"]) for process in processes),
@@ -119,6 +136,8 @@ def run_row(row: Row, files: list[Path], blocks: int) -> Samples:
     loaders = [name for name in (row.ours, *row.others) if not missing(name)]
     samples: Samples = {name: [] for name in loaders}
     variables = throttle() if row.throttled else {}
+    if row.consumer and row.device == "cpu":
+        variables |= NO_GPU
     order = random.Random(row.name)  # noqa: S311  (a shuffle, reproducible)
     for block in range(blocks):
         say(f"{row.name}: block {block + 1} of {blocks}")
@@ -153,22 +172,24 @@ def only_run() -> TextIO:
     return lock
 
 
-def measure_ceilings(rows: list[Row], files: list[Path]) -> dict[str, float]:
-    """Measures what bounds the chosen rows, in bytes per second."""
-    wanted = {row.ceiling for row in rows}
+def measure_ceilings(rows: list[Row], files: dict[str, list[Path]]) -> dict[str, float]:
+    """Measures what bounds the chosen rows on their files, in bytes per second."""
+    bounded: dict[str, set[Path]] = {}
+    for row in rows:
+        for name in row.ceilings:
+            bounded.setdefault(name, set()).update(files[row.files])
     ceilings = {}
-    if "memory" in wanted:
-        ceilings["memory"] = memory_rate()
-    if "disk" in wanted:
-        paths = [str(file) for file in files]
-        runs = [run(Job(n, "engine", "cold", paths)) for n in NULL_READERS * CEILING_RUNS]
-        size = sum(file.stat().st_size for file in files)
-        ceilings["disk"] = size / min(float(run["seconds"]) for run in runs)
-    if "link" in wanted:
-        paths = [str(file) for file in files]
-        link = [run(Job("link", "load_cuda", "warm", paths)) for _ in range(CEILING_RUNS + 1)]
-        size = sum(file.stat().st_size for file in files)
-        ceilings["link"] = size / min(float(one["seconds"]) for one in link)
+    for name, chosen in bounded.items():
+        if name == "memory":
+            ceilings[name] = memory_rate()
+            continue
+        paths = [str(file) for file in sorted(chosen)]
+        if name == "disk":
+            jobs = [Job(n, "engine", "cold", paths) for n in NULL_READERS * CEILING_RUNS]
+        else:
+            jobs = [Job("link", "load_cuda", "warm", paths)] * (CEILING_RUNS + 1)
+        size = sum(file.stat().st_size for file in chosen)
+        ceilings[name] = size / min(float(run(job)["seconds"]) for job in jobs)
     for name, rate in ceilings.items():
         say(f"ceiling, {name}: {rate / 1e9:.2f} GB/s")
     return ceilings
@@ -180,10 +201,10 @@ def write(output: Path, content: dict[str, object]) -> None:
     output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def add_command(commands: Any, name: str, rows: tuple[Row, ...], size_gb: float, what: str) -> None:  # noqa: ANN401
+def add_command(commands: Any, name: str, what: Command) -> None:  # noqa: ANN401
     """Adds one of the commands to the command line."""
-    names = [row.name for row in rows]
-    command = commands.add_parser(name, help=what)
+    names = [row.name for row in what.rows]
+    command = commands.add_parser(name, help=what.says)
     command.add_argument(
         "--rows",
         nargs="+",
@@ -194,7 +215,11 @@ def add_command(commands: Any, name: str, rows: tuple[Row, ...], size_gb: float,
     )
     command.add_argument("--blocks", type=int, metavar="N", help="samples a loader, for all rows")
     command.add_argument(
-        "--size", type=float, default=size_gb, metavar="GB", help=f"of the model; default {size_gb}"
+        "--size",
+        type=float,
+        default=what.size_gb,
+        metavar="GB",
+        help=f"of the model; default {what.size_gb}",
     )
     output = ROOT / "bench" / "results" / f"{name}.json"
     command.add_argument("--output", type=Path, default=output)
@@ -210,23 +235,49 @@ def parse() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    add_command(commands, "cpu", ROWS, models.FULL_GB, "no GPU needed")
-    add_command(commands, "sim", SIM_ROWS, SIMULATION_GB, "a GPU simulated by ci/sim")
-    add_command(commands, "gpu", GPU_ROWS, GPU_GB, "a real GPU")
+    for name, command in COMMANDS.items():
+        add_command(commands, name, command)
     return parser.parse_args()
 
 
 def files_for(rows: list[Row], size_gb: float) -> dict[str, list[Path]]:
     """Makes the files that the rows load."""
-    model = models.shards(models.checkpoint(size_gb))
-    files = {"model": model}
     wanted = {row.files for row in rows}
+    files = {name: CONSUMERS[name].files(size_gb) for name in wanted & set(CONSUMERS)}
+    if wanted & {"model", "both"}:
+        files["model"] = models.shards(models.checkpoint(size_gb))
     if wanted & {"small", "both"}:
         files["small"] = [models.small_tensors()]
-        files["both"] = model + files["small"]
+    if "both" in wanted:
+        files["both"] = files["model"] + files["small"]
     if "experts" in wanted:
         files["experts"] = [models.experts()]
     return files
+
+
+def installed(rows: list[Row]) -> list[Row]:
+    """The rows whose libraries are there; names what is skipped."""
+    lacking = {name: absent(name) for row in rows if (name := row.consumer)}
+    for name, packages in lacking.items():
+        if packages:
+            say(f"skipped: {name} ({', '.join(packages)} not installed)")
+    for name in sorted({name for row in rows for name in (row.ours, *row.others) if missing(name)}):
+        say(f"skipped: {name} ({LOADERS[name].package} is not installed)")
+    return [row for row in rows if not (row.consumer and lacking[row.consumer])]
+
+
+def on_simulation(command: str) -> None:
+    """Begins anew on the simulated GPU, where the command wants that one."""
+    if command == "sim":
+        wanted = simulated_driver() is None
+    else:
+        wanted = command == "consumers" and not has_driver()
+    if wanted:
+        # torch's own kernels, which the simulator does not have, are none of a load's.
+        kernels = {"SIMCUDART_SKIP_KERNELS": "1"} if command == "consumers" else {}
+        os.environ.update(SIMULATION | kernels)
+        words = [str(ROOT / "ci" / "sim"), sys.executable, "-m", "bench", *sys.argv[1:]]
+        os.execv(words[0], words)  # noqa: S606
 
 
 def earlier_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -240,21 +291,17 @@ def earlier_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the chosen rows, prints the table and writes the JSON file, row by row."""
     options = parse()
-    if options.what == "sim" and simulated_driver() is None:
-        os.environ.update(SIMULATION)
-        command = [str(ROOT / "ci" / "sim"), sys.executable, "-m", "bench", *sys.argv[1:]]
-        os.execv(command[0], command)  # noqa: S606
+    on_simulation(options.what)
     started = time.monotonic()
     earlier = earlier_rows(options)
     known = {row["row"]["name"] for row in earlier}
-    every = {"cpu": ROWS, "sim": SIM_ROWS, "gpu": GPU_ROWS}[options.what]
+    every = COMMANDS[options.what].rows
     rows = [row for row in every if row.name in options.rows and row.name not in known]
+    rows = installed(rows)
     files = files_for(rows, options.size)
-    for name in sorted({name for row in rows for name in (row.ours, *row.others) if missing(name)}):
-        say(f"skipped: {name} ({LOADERS[name].package} is not installed)")
     results: list[Result] = []
     with only_run():
-        ceilings = measure_ceilings(rows, files["model"])
+        ceilings = measure_ceilings(rows, files)
         for row in rows:
             if time.monotonic() - started > options.seconds:
                 say(f"no time for {row.name} any more")

@@ -13,11 +13,13 @@ class Target:
         ratio: The highest allowed time of ours over the reference's.
         says: The same in words.
         certain: Whether the upper end of the confidence interval decides, not the median.
+        weights: Whether it is about the weights alone, and their time at the slowest ceiling.
     """
 
     ratio: float
     says: str
     certain: bool = False
+    weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,17 @@ class Row:
         action: The loaders' method.
         ours: The loader judged.
         others: Those it is compared with; the one with the lowest median is the reference.
-        files: "model", "small", "both" or "experts".
+        files: "model", "small", "both" or "experts"; with a consumer, its name.
         cache: For each process of a sample: "cold", "warm", or "left" as the last one left it.
         blocks: Samples of each loader.
         read: Whether reading every byte is timed as well.
         rehearse: Whether an untimed call comes first.
-        ceiling: What bounds the rate of bytes, "disk", "memory" or "link"; none where none need be
-            read.
+        ceilings: What bounds the rate of bytes, of "disk", "memory" and "link"; nothing where none
+            need be read.
         target: None for a row that only reports.
         throttled: Whether the files come no faster than ``bench/throttle.c`` lets them.
+        consumer: The library whose call is timed, a name in ``CONSUMERS``, if it is not the loader.
+        device: Where that library shall put the tensors.
     """
 
     name: str
@@ -51,9 +55,11 @@ class Row:
     blocks: int = 7
     read: bool = False
     rehearse: bool = False
-    ceiling: str | None = None
+    ceilings: tuple[str, ...] = ()
     target: Target | None = None
     throttled: bool = False
+    consumer: str | None = None
+    device: str = "cpu"
 
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)
@@ -84,7 +90,7 @@ ROWS = (
         action="load",
         blocks=9,
         read=True,
-        ceiling="memory",
+        ceilings=("memory",),
         target=NEVER_SLOWER,
     ),
     Row(
@@ -100,7 +106,7 @@ ROWS = (
         action="load",
         cache=("cold",),
         read=True,
-        ceiling="disk",
+        ceilings=("disk",),
         target=Target(1 / 1.5, "1.5x faster"),
     ),
     Row(
@@ -109,7 +115,7 @@ ROWS = (
         action="engine",
         others=NULL_READERS,
         cache=("cold",),
-        ceiling="disk",
+        ceilings=("disk",),
         target=Target(1 / 0.9, "90 % of the null reader"),
     ),
     Row(
@@ -120,7 +126,7 @@ ROWS = (
         cache=("cold",),
         blocks=3,
         rehearse=True,
-        ceiling="disk",
+        ceilings=("disk",),
     ),
     Row(
         name="twice",
@@ -133,17 +139,15 @@ ROWS = (
     Row(
         name="pretrained-warm",
         says="transformers' from_pretrained, warm",
-        action="pretrained",
-        ours="patched",
-        others=("transformers",),
+        action="load",
+        consumer="transformers",
         blocks=5,
     ),
     Row(
         name="pretrained-cold",
         says="transformers' from_pretrained, cold",
-        action="pretrained",
-        ours="patched",
-        others=("transformers",),
+        action="load",
+        consumer="transformers",
         cache=("cold",),
         blocks=5,
     ),
@@ -152,7 +156,7 @@ ROWS = (
         says='load_file(backend="pread"), warm',
         action="load_pread",
         blocks=3,
-        ceiling="memory",
+        ceilings=("memory",),
     ),
 )
 
@@ -170,7 +174,7 @@ GPU_ROWS = (
         ours="ours-cuda",
         others=WARM_PEERS,
         blocks=5,
-        ceiling="link",
+        ceilings=("link",),
         target=FIRST,
     ),
     Row(
@@ -181,7 +185,7 @@ GPU_ROWS = (
         others=WARM_PEERS,
         blocks=3,
         rehearse=True,
-        ceiling="link",
+        ceilings=("link",),
         target=FIRST,
     ),
     Row(
@@ -192,7 +196,7 @@ GPU_ROWS = (
         others=("link",),
         blocks=5,
         rehearse=True,
-        ceiling="link",
+        ceilings=("link",),
         target=Target(1 / 0.95, "95 % of the link"),
     ),
     Row(
@@ -203,7 +207,7 @@ GPU_ROWS = (
         others=("link",),
         blocks=5,
         rehearse=True,
-        ceiling="link",
+        ceilings=("link",),
         target=Target(1 / 0.95, "95 % of the link"),
     ),
     Row(
@@ -214,7 +218,7 @@ GPU_ROWS = (
         others=("link", "stock-cuda"),
         blocks=5,
         rehearse=True,
-        ceiling="link",
+        ceilings=("link",),
         target=Target(1 / 0.8, "80 % of the link"),
     ),
     Row(
@@ -225,7 +229,7 @@ GPU_ROWS = (
         others=PEERS,
         cache=("cold",),
         blocks=3,
-        ceiling="link",
+        ceilings=("link",),
         target=FIRST,
     ),
     Row(
@@ -251,8 +255,45 @@ SIM_ROWS = (
         others=("link", "null-source"),
         blocks=5,
         rehearse=True,
-        ceiling="link",
+        ceilings=("link",),
         target=Target(1 / 0.9, "90 % of either"),
         throttled=True,
     ),
+)
+
+GPU = "cuda:0"
+WEIGHTS_AT_90 = Target(1 / 0.9, "weights at 90 % of the slower ceiling", weights=True)
+#: The call of each library's users that is timed.
+CALLS = {
+    "transformers": "AutoModelForCausalLM.from_pretrained",
+    "diffusers": "FluxTransformer2DModel.from_pretrained",
+    "sentence-transformers": "SentenceTransformer(path)",
+    "accelerate": "load_checkpoint_and_dispatch",
+    "peft": "PeftModel.from_pretrained",
+    "dcp": "torch.distributed.checkpoint.load",
+}
+
+
+def _consumer(name: str, device: str, cache: str) -> Row:
+    on_gpu, cold = device == GPU, cache == "cold"
+    library = "" if name == "dcp" else f"{name}: "
+    return Row(
+        name=f"{name}-{'gpu' if on_gpu else 'cpu'}{'-cold' if cold else ''}",
+        says=f"{library}{CALLS[name]}, {'GPU' if on_gpu else 'CPU'}, {cache}",
+        action="load",
+        files=name,
+        cache=(cache,),
+        blocks=5 if on_gpu else 7,
+        ceilings=("link", "disk") if cold else ("link",) if on_gpu else (),
+        target=WEIGHTS_AT_90 if cold else NEVER_SLOWER,
+        consumer=name,
+        device=device,
+    )
+
+
+#: The libraries' own loading calls, stock and patched.
+CONSUMER_ROWS = (
+    *(_consumer(name, "cpu", "warm") for name in CALLS),
+    *(_consumer(name, GPU, "warm") for name in CALLS),
+    *(_consumer(name, GPU, "cold") for name in ("transformers", "diffusers")),
 )

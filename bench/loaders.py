@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench import cuda_loaders
+from bench.consumers import CONSUMERS, Patched
 from bench.null_reader import NullReader, NullSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from bench.consumers import Consumer
 
 
 class Stock:
@@ -26,6 +29,11 @@ class Stock:
         """Imports torch and the package."""
         self._safe_open = import_module(self.package).safe_open
         self._load_file = import_module(f"{self.package}.torch").load_file
+
+    @staticmethod
+    def consumer(name: str, device: str, paths: Sequence[Path]) -> Consumer | Patched:
+        """Makes a library that loads these files by this loader."""
+        return CONSUMERS[name](device, paths)
 
     def names(self, paths: Sequence[Path]) -> list[str]:
         """Opens the files and lists their tensors."""
@@ -52,43 +60,16 @@ class Ours(Stock):
 
     package = "safetensors_streaming"
 
+    @staticmethod
+    def consumer(name: str, device: str, paths: Sequence[Path]) -> Patched:
+        """Makes a library that loads these files by this loader, put in place by ``patch()``."""
+        return Patched(partial(CONSUMERS[name], device, paths))
+
     def engine(self, paths: Sequence[Path]) -> int:
         """Reads every byte through the engine's ring, past the page cache."""
         native = import_module("safetensors_streaming._native")
         total: int = native.read_through([str(path) for path in paths], cache="bypass").bytes
         return total
-
-
-class Transformers:
-    """``AutoModelForCausalLM.from_pretrained`` on the stock loader."""
-
-    def __init__(self) -> None:
-        """Imports transformers and the model class, as a warmed-up program would have."""
-        import_module("transformers.models.qwen2.modeling_qwen2")
-        self._auto = import_module("transformers").AutoModelForCausalLM
-
-    def pretrained(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Loads the model the files belong to and gives its state."""
-        model = self._auto.from_pretrained(paths[0].parent, dtype="bfloat16")
-        state: dict[str, Tensor] = model.state_dict()
-        return state
-
-
-class Patched(Transformers):
-    """``AutoModelForCausalLM.from_pretrained`` on ours, put in its place by ``patch()``."""
-
-    def __init__(self) -> None:
-        """Imports transformers and patches it."""
-        super().__init__()
-        self._ours = import_module("safetensors_streaming")
-        self._ours.patch()
-
-    def pretrained(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Loads the model, making sure that ours served it."""
-        state = super().pretrained(paths)
-        if not sum(self._ours.status().served.values()):
-            raise RuntimeError("patch() is in place, yet the stock loader served from_pretrained")
-        return state
 
 
 class Loader(NamedTuple):
@@ -105,8 +86,6 @@ class Loader(NamedTuple):
 LOADERS = {
     "stock": Loader("safetensors", Stock),
     "ours": Loader("safetensors_streaming", Ours),
-    "transformers": Loader("transformers", Transformers),
-    "patched": Loader("safetensors_streaming", Patched),
     "null-2": Loader("numpy", partial(NullReader, 2)),
     "null-4": Loader("numpy", partial(NullReader, 4)),
     "null-8": Loader("numpy", partial(NullReader, 8)),

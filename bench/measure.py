@@ -46,6 +46,8 @@ class Job:
         paths: The files to load.
         read: Whether reading every byte of the answer belongs to the timed part.
         rehearse: Whether the same call is made once before, untimed.
+        consumer: The library that loads by the loader, if it is not called itself.
+        device: Where the library shall put the tensors.
     """
 
     loader: str
@@ -54,11 +56,16 @@ class Job:
     paths: list[str]
     read: bool = False
     rehearse: bool = False
+    consumer: str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process saw; counters cover the timed part only."""
+    """What one process saw; counters cover the timed part only.
+
+    ``weights_...`` are what our loads to a GPU took of a library's call, see ``consumers.Patched``.
+    """
 
     seconds: float
     answer: str
@@ -69,6 +76,10 @@ class Sample:
     disk_bytes: int
     peak_rss_bytes: int
     driver_calls: int
+    weights_seconds: float = 0.0
+    weights_loads: int = 0
+    weights_reports: int = 0
+    weights_seconds_reported: float = 0.0
 
 
 def cached_fraction(paths: list[Path]) -> float:
@@ -139,7 +150,7 @@ def xor(tensor: Tensor) -> int:
 
 
 def checksum(answer: dict[str, Tensor] | list[str] | int | None) -> str:
-    """Digests an answer: names, dtypes, shapes and contents of tensors, or the value itself.
+    """Digests an answer: names, dtypes, shapes, places and contents of tensors, or the value.
 
     None, the answer of what only moves bytes, agrees with every other.
     """
@@ -147,17 +158,29 @@ def checksum(answer: dict[str, Tensor] | list[str] | int | None) -> str:
         return ""
     facts: Any = answer
     if isinstance(answer, dict):
-        facts = sorted((n, str(t.dtype), list(t.shape), xor(t)) for n, t in answer.items())
+        facts = sorted(
+            (name, str(tensor.dtype), list(tensor.shape), str(tensor.device), xor(tensor))
+            for name, tensor in answer.items()
+        )
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+def has_driver() -> bool:
+    """Tells whether there is a CUDA driver, a real or a simulated one."""
+    return _driver() is not None
 
 
 def simulated_driver() -> ctypes.CDLL | None:
     """Gives the CUDA driver of this process, if it is the simulated one."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    return driver if hasattr(driver, "simcuda_statistics") else None
+    driver = _driver()
+    return driver if driver and hasattr(driver, "simcuda_statistics") else None
 
 
 def driver_calls(driver: ctypes.CDLL | None) -> int:
@@ -178,7 +201,10 @@ def _disk_bytes() -> int:
 def measure(job: Job) -> Sample:
     """Carries out a job in this process."""
     paths = [Path(path) for path in job.paths]
-    action = getattr(LOADERS[job.loader].make(), job.action)
+    loader: Any = LOADERS[job.loader].make()
+    if job.consumer:
+        loader = loader.consumer(job.consumer, job.device, paths)
+    action = getattr(loader, job.action)
     if job.rehearse:
         action(paths)
     cached = set_cache(job.cache, paths)
@@ -196,7 +222,9 @@ def measure(job: Job) -> Sample:
     seconds = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF)
     calls = driver_calls(driver) - calls
+    weights = loader.weights() if hasattr(loader, "weights") else {}
     return Sample(
+        **weights,
         driver_calls=calls,
         seconds=seconds,
         disk_bytes=_disk_bytes() - disk,

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "models"
 FULL_GB = 3.09  # what sixteen steps of width weigh: Qwen2.5-1.5B in bfloat16
 FULL_STEPS = 16
+FLUX_GB = 23.8  # what FLUX.1-dev with its 24 heads weighs in bfloat16
+FLUX_HEADS = 24
+LORA_RANK = 64  # a tenth of the full checkpoint's size, in float32
 SHARDS = 4
 TILE_ELEMENTS = 16 << 20  # 32 MB of bfloat16
 SMALL_TENSORS = 5_000
@@ -51,6 +54,18 @@ def experts(count: int = EXPERT_TENSORS) -> Path:
     """Gives one file of ``count`` matrices of 4 KiB in bfloat16, made on first use."""
     folder = _made_once(f"experts-{count}", lambda folder: _save_experts(folder, count))
     return folder / "model.safetensors"
+
+
+def picture_model(size_gb: float) -> Path:
+    """Gives the folder of a sharded FLUX-shaped network of about ``size_gb``, made on first use."""
+    heads = max(1, round(FLUX_HEADS * math.sqrt(size_gb / FLUX_GB)))
+    return _made_once(f"flux-{heads}", lambda folder: _save_flux(folder, heads))
+
+
+def adapter(size_gb: float) -> Path:
+    """Gives the folder of an adapter for ``checkpoint(size_gb)``, made on first use."""
+    base = checkpoint(size_gb)
+    return _made_once(f"lora-{base.name}", lambda folder: _save_lora(folder, base))
 
 
 def shards(folder: Path) -> list[Path]:
@@ -100,6 +115,36 @@ def _save_qwen2(folder: Path, steps: int) -> None:
     model.tie_weights()
     # Every shard but the last is within one weight of the limit, hence exactly SHARDS of them.
     model.save_pretrained(folder, max_shard_size=total // SHARDS + largest_weight)
+
+
+def _save_flux(folder: Path, heads: int) -> None:
+    import torch  # noqa: PLC0415
+    from diffusers import FluxTransformer2DModel  # noqa: PLC0415
+
+    network: Any = FluxTransformer2DModel
+    with torch.device("meta"):
+        model = network(num_attention_heads=heads, guidance_embeds=True)
+    model.bfloat16()
+    sizes = [parameter.nbytes for parameter in model.parameters()]
+    print(f"making a {sum(sizes) / 1e9:.2f} GB picture model in {CACHE} (once)", flush=True)
+    model.to_empty(device="cpu")
+    _fill(list(model.parameters()))
+    model.save_pretrained(folder, max_shard_size=sum(sizes) // SHARDS + max(sizes))
+
+
+def _save_lora(folder: Path, base: Path) -> None:
+    import torch  # noqa: PLC0415
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+
+    print(f"making an adapter of {base.name} in {CACHE} (once)", flush=True)
+    auto: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(AutoConfig.from_pretrained(base))
+    adapted = get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules="all-linear"))
+    adapted.to_empty(device="cpu")
+    _fill([weight for name, weight in adapted.named_parameters() if "lora_" in name])
+    adapted.save_pretrained(str(folder))
 
 
 def _fill(parameters: list[torch.nn.Parameter]) -> None:
