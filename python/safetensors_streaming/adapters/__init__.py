@@ -9,7 +9,6 @@ as any caller is.
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 
 from safetensors_streaming.adapters._versions import release
 
@@ -37,7 +36,7 @@ class Adapter:
 
     def obstacle(self) -> str | None:
         """Why the installed version is not adapted to, or None."""
-        installed = version(self.library)
+        installed: str = import_module(self.library).__version__  # however it was distributed
         if release(self.since) <= release(installed) < release(self.before):
             return None
         return f"{installed} is not among {self.since} <= version < {self.before}"
@@ -57,4 +56,6 @@ ADAPTERS = (
         "transformers", "transformers.pipelines", "5.17", "5.24", _of("transformers_pipelines")
     ),
     Adapter("diffusers", "diffusers.models.modeling_utils", "0.42", "0.43", _of("diffusers")),
+    Adapter("vllm", "vllm.model_executor.model_loader", "0.32", "0.34", _of("vllm")),
+    Adapter("sglang", "sglang.srt.model_loader.loader", "0.5.23", "0.5.24", _of("sglang")),
 )
