@@ -64,7 +64,8 @@ class StreamingModelLoader(_loaders.DefaultModelLoader):  # type: ignore[misc]
         def skip(name: str) -> bool:
             return bool(_experts.should_skip_weight(name, self.local_expert_ids))
 
-        gpu = gpu_of(self.load_config.device or _platforms.current_platform.device_type)
+        device = self.load_config.device or _platforms.current_platform.device_type
+        gpu = gpu_of(device) if device.startswith("cuda") else None  # torch knows not all of vLLM's
         for name, tensor in weights(files, gpu, skip):
             yield prefix + name, tensor
 
