@@ -33,7 +33,7 @@ def none(_: str) -> bool:
 def every(
     files: Sequence[Path], gpu: int | None = None, skip: Callable[[str], bool] = none
 ) -> Pairs:
-    return list(weights(map(str, files), gpu, skip))
+    return list(weights(map(str, files), gpu, skip, shared=False))
 
 
 def by_stock(files: Sequence[Path]) -> Pairs:
@@ -124,7 +124,7 @@ class TestOnGpu:
         torch.set_default_dtype(torch.bfloat16)
         try:
             with torch.device("cuda"):
-                for name, tensor in weights(map(str, files), 0, none):
+                for name, tensor in weights(map(str, files), 0, none, shared=False):
                     assert tensor.device == torch.device("cuda", 0)
                     known = expected.pop(name)
                     assert (tensor.dtype, tensor.shape) == (known.dtype, known.shape)
@@ -138,15 +138,21 @@ class TestOnGpu:
         expected = dict(by_stock([large]))
         places = {name: torch.empty_like(known, device="cuda") for name, known in expected.items()}
         with torch.cuda.stream(torch.cuda.Stream()):
-            for name, tensor in weights([str(large)], 0, none):
+            for name, tensor in weights([str(large)], 0, none, shared=False):
                 places[name].copy_(tensor, non_blocking=True)
                 del tensor
         torch.cuda.synchronize()
         for name, place in places.items():
             assert bits(place) == bits(expected[name])
 
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_the_page_cache_is_for_ranks_that_share_it(self, large: Path, *, shared: bool) -> None:
+        evict(large)
+        assert len(list(weights([str(large)], 0, none, shared=shared))) == 24
+        assert ("cache=keep" in last_report().reason) == shared
+
     def test_closed_early(self, slow: Path) -> None:
-        flow = weights([str(slow)], 0, none)
+        flow = weights([str(slow)], 0, none, shared=False)
         next(flow)
         flow.close()  # type: ignore[attr-defined]
         assert eventually(lambda: not busy())
@@ -158,7 +164,7 @@ class TestMemory:
 
     def test_torch_allocates_nothing(self, large: Path) -> None:
         peak = 0
-        for _, tensor in weights([str(large)], 0, none):
+        for _, tensor in weights([str(large)], 0, none, shared=False):
             assert tensor.is_cuda
             peak = max(peak, simulator.statistics()["devices"][0]["live_bytes"])
         assert peak > 0

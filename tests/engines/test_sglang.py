@@ -43,7 +43,7 @@ def _server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def serve(monkeypatch: pytest.MonkeyPatch, stages: int = 1, **wishes: bool) -> None:
     published = SimpleNamespace(**{**WISHES, **wishes})
-    ranks = SimpleNamespace(pp_size=stages, tp_size=1, tp_rank=0)
+    ranks = SimpleNamespace(pp_size=stages, tp_size=1, tp_rank=0, dp_size=1)
     monkeypatch.setattr(library, "get_model", lambda: published)
     monkeypatch.setattr(library, "get_parallel", lambda: ranks)
     monkeypatch.setattr(library, "get_server_args", lambda: None)

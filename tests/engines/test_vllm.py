@@ -29,8 +29,8 @@ ENGINE = {
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # so that a worker takes a function to call
 }
 PROCESSES = {
-    "spawn": {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn"},
-    "fork": {"VLLM_WORKER_MULTIPROCESSING_METHOD": "fork"},
+    "spawn": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
+    "fork": {"VLLM_WORKER_MULTIPROC_METHOD": "fork"},
     "in-process": {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
 }
 SHARDS = 4

@@ -55,17 +55,32 @@ def told(_worker: object) -> dict[str, Any]:
     now = status()
     return {
         "process": os.getpid(),
-        "spawned": "__mp_main__" in sys.modules,
+        "spawned": any("spawn_main" in word for word in sys.orig_argv),
         "patched": now.patched,
         "served": now.served,
         "adapters": now.adapters,
     }
 
 
+def fork() -> None:
+    """Has vLLM fork its processes on the CPU as it does on a GPU; it would spawn them there."""
+    from vllm.platforms.cpu import CpuPlatform  # noqa: PLC0415
+
+    check = CpuPlatform.check_and_update_config
+
+    def check_and_fork(config: Any) -> None:  # noqa: ANN401
+        check(config)
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    CpuPlatform.check_and_update_config = staticmethod(check_and_fork)
+
+
 def generate(folder: str, load_format: str, result: str) -> None:
     """Writes the tokens that the engine makes, and what each worker tells."""
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
+    if os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "fork":
+        fork()
     engine = LLM(
         model=folder,
         dtype="bfloat16",

@@ -16,6 +16,8 @@ from safetensors_streaming._open import safe_open
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from safetensors_streaming._checkpoint import CachePolicy
+
 #: Memory of the GPU that a load leaves to others, and how often it looks whether it does.
 SPARE_BYTES = 1 << 30
 LOOK_BYTES = 256 << 20
@@ -24,7 +26,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def weights(
-    files: Iterable[str], gpu: int | None, skip: Callable[[str], bool]
+    files: Iterable[str], gpu: int | None, skip: Callable[[str], bool], *, shared: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and tensor of all files; of a name that is in two files, both, in their order.
 
@@ -34,6 +36,8 @@ def weights(
         files: The safetensors files.
         gpu: The number of the GPU for which they are, None for the CPU.
         skip: Called with each name: those for which it is true are not read.
+        shared: Whether other processes read the same files, so that each is best read once into
+            the page cache.
     """
     if gpu is None:
         for file in files:
@@ -43,7 +47,7 @@ def weights(
         return
     for together in _without_repeats(files):
         rest = _views(together, skip)
-        yield from _to_gpu(together, gpu, rest)
+        yield from _to_gpu(together, gpu, rest, "keep" if shared else "auto")
         yield from rest.items()
 
 
@@ -72,14 +76,16 @@ def _views(files: list[str], skip: Callable[[str], bool]) -> Weights:
     return views
 
 
-def _to_gpu(files: list[str], gpu: int, rest: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+def _to_gpu(
+    files: list[str], gpu: int, rest: Weights, cache: CachePolicy
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield what there is room for on the GPU, and take it from the rest."""
     # One is in use, one waits, one arrives, and one may be left in the caller's hands.
     most = (_free_bytes(gpu) - SPARE_BYTES) // 4
     chosen = {name for name, view in rest.items() if view.nbytes <= most}
     if not chosen:
         return
-    flow = stream(files, gpu, filter=chosen.__contains__, allocator="driver")
+    flow = stream(files, gpu, filter=chosen.__contains__, cache=cache, allocator="driver")
     unseen = 0
     try:
         for name, tensor in flow:

@@ -56,7 +56,9 @@ def _streamed(
             yield from loader._get_weights_iterator(source, resolved_source=resolved)  # noqa: SLF001
             continue
         calls.serve("sglang loader")
-        for name, tensor in weights(resolved.weight_files, gpu, lambda _: False):
+        ranks = _library.get_parallel()
+        shared = ranks.tp_size * ranks.dp_size > 1
+        for name, tensor in weights(resolved.weight_files, gpu, lambda _: False, shared=shared):
             yield source.prefix + name, tensor
     release()
 

@@ -66,7 +66,9 @@ class StreamingModelLoader(_loaders.DefaultModelLoader):  # type: ignore[misc]
 
         device = self.load_config.device or _platforms.current_platform.device_type
         gpu = gpu_of(device) if device.startswith("cuda") else None  # torch knows not all of vLLM's
-        for name, tensor in weights(files, gpu, skip):
+        config = _config.get_current_vllm_config_or_none()
+        shared = config is not None and config.parallel_config.world_size_across_dp > 1
+        for name, tensor in weights(files, gpu, skip, shared=shared):
             yield prefix + name, tensor
 
     def _files_of(self, source: Any) -> list[str]:  # noqa: ANN401
