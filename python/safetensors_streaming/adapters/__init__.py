@@ -9,7 +9,6 @@ as any caller is.
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
 
 from safetensors_streaming.adapters._versions import release
@@ -23,7 +22,7 @@ class Adapter:
     """What is known of a library.
 
     Attributes:
-        library: The name it is installed by.
+        library: The name it is imported by.
         module: The module after whose import the adapter can be installed.
         since: The first version that it was checked with.
         before: The first version that it was not checked with any more.
@@ -38,7 +37,7 @@ class Adapter:
 
     def obstacle(self) -> str | None:
         """Why the installed version is not adapted to, or None."""
-        installed = version(self.library)
+        installed: str = import_module(self.library).__version__  # however it was distributed
         if release(self.since) <= release(installed) < release(self.before):
             return None
         return f"{installed} is not among {self.since} <= version < {self.before}"
@@ -66,10 +65,12 @@ ADAPTERS = (
         _of("diffusers_pipelines"),
     ),
     Adapter(
-        "sentence-transformers",
+        "sentence_transformers",
         "sentence_transformers.base.model",
         "6.2",
         "6.3",
         _of("sentence_transformers"),
     ),
+    Adapter("vllm", "vllm.model_executor.model_loader", "0.32", "0.34", _of("vllm")),
+    Adapter("sglang", "sglang.srt.model_loader.loader", "0.5.23", "0.5.24", _of("sglang")),
 )
