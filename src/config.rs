@@ -59,6 +59,9 @@ pub(crate) const SMALL_LOAD_BYTES: u64 = 64 << 20;
 /// Fewest reads that pay for setting up a queue of the kernel's.
 pub(crate) const URING_READS_MIN: usize = 4;
 
+/// The size of a load's first reads.
+pub(crate) const FIRST_CHUNK_BYTES: usize = 1 << 20;
+
 /// Threads that read with pread.
 pub(crate) const READ_THREADS_MAX: usize = 8;
 

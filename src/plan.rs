@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::config::{ALIGNMENT_BYTES, GAP_BYTES_MAX, PIECES_MAX};
+use crate::config::{ALIGNMENT_BYTES, FIRST_CHUNK_BYTES, GAP_BYTES_MAX, PIECES_MAX};
 
 /// Bytes of a shard that are to fill one target from its start: a range, or rows of equal length at
 /// equal distances.
@@ -208,13 +208,16 @@ impl Span {
         self
     }
 
-    /// Cuts the run at multiples of `chunk_bytes` of the source, so that every read is aligned.
+    /// Cuts the run at multiples of `chunk_bytes` of the source, so that every read is aligned. The
+    /// first four reads of a load are small, the next four twice as large, and so on: the sooner one is
+    /// done, the sooner the device has something to do.
     fn cut(&self, source_bytes: u64, chunk_bytes: usize, reads: &mut Vec<Read>) {
-        let (chunk, alignment) = (chunk_bytes as u64, ALIGNMENT_BYTES as u64);
+        let alignment = ALIGNMENT_BYTES as u64;
         let end = self.end.next_multiple_of(alignment).min(source_bytes);
         let mut offset = self.begin / alignment * alignment;
         let mut first = 0;
         while offset < end {
+            let chunk = chunk_bytes.min(FIRST_CHUNK_BYTES << (reads.len() / 4).min(4)) as u64;
             let mut stop = ((offset / chunk + 1) * chunk).min(end);
             let mut pieces = self.pieces(&mut first, offset, stop);
             if let Some(surplus) = pieces.get(PIECES_MAX) {
