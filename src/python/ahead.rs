@@ -111,6 +111,16 @@ impl Ahead {
         self.process == std::process::id()
     }
 
+    /// Lets the load go on until a target is there.
+    pub(crate) fn head_for(&mut self, py: Python<'_>, target: usize) {
+        if self.outcome.is_none()
+            && let Err(error) = self.provide(py, target)
+        {
+            self.memory = None; // the thread ends with what it has
+            self.outcome = Some(Err(error));
+        }
+    }
+
     /// Waits for a target, which was not taken before; none where the load has ended without it:
     /// [`Self::outcome`] knows why.
     pub(crate) fn take<'py>(
@@ -118,12 +128,7 @@ impl Ahead {
         py: Python<'py>,
         target: usize,
     ) -> Result<Option<Bound<'py, PyAny>>> {
-        if self.outcome.is_none()
-            && let Err(error) = self.provide(py, target)
-        {
-            self.memory = None; // the thread ends with what it has
-            self.outcome = Some(Err(error));
-        }
+        self.head_for(py, target);
         while !self.arrived.remove(&target) {
             if self.outcome.is_some() {
                 return Ok(None);

@@ -188,7 +188,8 @@ impl Plan {
         let ready = Ready::new(py, &Manner { goals, options, dtype: None }, &mut targets)?;
         let limits = Limits { window_bytes: PLANNED_WINDOW_BYTES, ahead_bytes, patience: None };
         let sources: Sources = self.files.sources.into();
-        let ahead = Ahead::begin(ready, sources, targets, limits)?;
+        let mut ahead = Ahead::begin(ready, sources, targets, limits)?;
+        ahead.head_for(py, 0);
         let slices = order.iter().map(|&number| self.slices[number].clone_ref(py)).collect();
         let waiting = targets_of_numbers.into_iter().map(Some).collect();
         Ok(Running { ahead, slices, waiting, began })

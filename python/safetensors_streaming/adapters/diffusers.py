@@ -58,6 +58,7 @@ class _Load:
 
     def __init__(self, model: torch.nn.Module, paths: list[str], wishes: dict[str, Any]) -> None:
         self.paths = paths
+        self._begun = False
         self._planned = PlannedLoad()
         self._numbers: dict[tuple[str, str], int] = {}
         expected = model.state_dict()
@@ -67,7 +68,11 @@ class _Load:
                     if name in expected:
                         tensor = file.get_slice(name)
                         self._add(path, name, tensor, _goal(tensor, name, expected[name], wishes))
-        if self._numbers:
+
+    def begin(self) -> None:
+        """Begins to read: the library has reserved its memory by now."""
+        if self._numbers and not self._begun:
+            self._begun = True
             calls.serve("diffusers plan")
             self._planned.begin(range(len(self._numbers)), AHEAD_BYTES)
 
@@ -139,6 +144,9 @@ def _placed_wishes(wishes: dict[str, Any]) -> dict[str, Any] | None:
 
 @wraps(_load_state_dict)
 def _load_file(checkpoint_file: Any, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
+    load = _load.get()
+    if load is not None:
+        load.begin()
     state = _load_state_dict(checkpoint_file, *args, **keywords)
     plain = not args and not any(keywords.values())  # mapped, on the CPU
     if plain and type(state) is dict and Path(checkpoint_file).suffix == ".safetensors":
@@ -157,6 +165,7 @@ def _into_meta(model: Any, state_dict: Any, *args: Any, **keywords: Any) -> Any:
     if load is not None and state_dict.path in load.paths:
         return _load_into_meta(model, _Placed(state_dict, load), **wishes)
     load = _Load(model, [state_dict.path], wishes)
+    load.begin()
     try:
         return _load_into_meta(model, _Placed(state_dict, load), **wishes)
     finally:
