@@ -24,6 +24,9 @@ pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 /// Unwanted bytes that are read rather than skipped between two wanted tensors.
 pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 
+/// The shortest pieces of rows that are read one by one: of shorter ones the whole rows are.
+pub(crate) const COLUMN_BYTES_MIN: u64 = 4 << 10;
+
 /// Every read begins on this boundary of its file, whatever the file system asks (512 or 4096).
 pub(crate) const ALIGNMENT_BYTES: usize = 4096;
 
@@ -60,7 +63,7 @@ pub(crate) const SMALL_LOAD_BYTES: u64 = 64 << 20;
 pub(crate) const URING_READS_MIN: usize = 4;
 
 /// The size of a load's first reads.
-pub(crate) const FIRST_CHUNK_BYTES: usize = 1 << 20;
+pub(crate) const FIRST_CHUNK_BYTES: u64 = 1 << 20;
 
 /// Threads that read with pread.
 pub(crate) const READ_THREADS_MAX: usize = 8;

@@ -106,10 +106,31 @@ impl Plan {
         window_bytes: u64,
     ) -> Self {
         let mut reads = Vec::new();
+        let bytes = wanted.iter().map(Wanted::bytes).sum();
+        let chunks = Chunks { largest: chunk_bytes, all_bytes: bytes };
         for window in windows(&wanted, window_bytes) {
-            plan_window(&wanted, window, source_bytes, chunk_bytes, &mut reads);
+            plan_window(&wanted, window, source_bytes, chunks, &mut reads);
         }
         Self { wanted, reads }
+    }
+}
+
+/// How large reads are.
+#[derive(Clone, Copy)]
+struct Chunks {
+    largest: usize,
+    all_bytes: u64,
+}
+
+impl Chunks {
+    /// Of a load that takes several, the first four reads are small, the next four twice as large, and
+    /// so on: the sooner one is done, the sooner the device has something to do.
+    fn bytes(self, reads_before: usize) -> u64 {
+        let largest = self.largest as u64;
+        if self.all_bytes <= largest {
+            return largest;
+        }
+        largest.min(FIRST_CHUNK_BYTES << (reads_before / 4).min(4))
     }
 }
 
@@ -132,7 +153,7 @@ fn plan_window(
     wanted: &[Wanted],
     window: Range<usize>,
     source_bytes: &[u64],
-    chunk_bytes: usize,
+    chunks: Chunks,
     reads: &mut Vec<Read>,
 ) {
     let targets = window.filter(|&target| wanted[target].bytes() > 0);
@@ -145,14 +166,14 @@ fn plan_window(
             Some(open) if open.reaches(shard, &part) => Some(open.with(part)),
             finished => {
                 if let Some(open) = finished {
-                    open.cut(source_bytes[open.shard], chunk_bytes, reads);
+                    open.cut(source_bytes[open.shard], chunks, reads);
                 }
                 Some(Span { shard, begin: part.begin, end: part.end, parts: vec![part] })
             }
         };
     }
     if let Some(open) = span {
-        open.cut(source_bytes[open.shard], chunk_bytes, reads);
+        open.cut(source_bytes[open.shard], chunks, reads);
     }
 }
 
@@ -208,16 +229,14 @@ impl Span {
         self
     }
 
-    /// Cuts the run at multiples of `chunk_bytes` of the source, so that every read is aligned. The
-    /// first four reads of a load are small, the next four twice as large, and so on: the sooner one is
-    /// done, the sooner the device has something to do.
-    fn cut(&self, source_bytes: u64, chunk_bytes: usize, reads: &mut Vec<Read>) {
+    /// Cuts the run at multiples of a chunk of the source, so that every read is aligned.
+    fn cut(&self, source_bytes: u64, chunks: Chunks, reads: &mut Vec<Read>) {
         let alignment = ALIGNMENT_BYTES as u64;
         let end = self.end.next_multiple_of(alignment).min(source_bytes);
         let mut offset = self.begin / alignment * alignment;
         let mut first = 0;
         while offset < end {
-            let chunk = chunk_bytes.min(FIRST_CHUNK_BYTES << (reads.len() / 4).min(4)) as u64;
+            let chunk = chunks.bytes(reads.len());
             let mut stop = ((offset / chunk + 1) * chunk).min(end);
             let mut pieces = self.pieces(&mut first, offset, stop);
             if let Some(surplus) = pieces.get(PIECES_MAX) {
@@ -240,7 +259,7 @@ impl Span {
             *first += 1;
         }
         let candidates = self.parts[*first..].iter().take_while(|part| part.begin < to);
-        candidates.flat_map(|part| part.pieces(from, to)).collect()
+        candidates.flat_map(|part| part.pieces(from, to)).take(PIECES_MAX + 1).collect()
     }
 }
 

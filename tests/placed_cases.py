@@ -192,6 +192,40 @@ def diffusers_shards(folder: Path) -> Weights:
     return diffusers(folder, "unet-shards", device_map="cuda")
 
 
+def diffusers_pickled(folder: Path) -> Weights:
+    """From a file of torch's own format."""
+    return diffusers(folder, "unet-pickled", device_map="cuda:0", use_safetensors=False)
+
+
+def diffusers_spread(folder: Path) -> Weights:
+    """In shards, on a GPU and the host, with a part on the disk."""
+    from diffusers import UNet2DModel  # noqa: PLC0415
+
+    placed = {"conv_in": 0, "time_embedding": 0, "down_blocks": 0, "mid_block": "cpu"}
+    placed |= {"up_blocks": "disk", "conv_norm_out": 0, "conv_out": 0}
+    model = UNet2DModel.from_pretrained(
+        folder / "unet-shards", device_map=placed, offload_folder=str(folder / "off-unet")
+    )
+    return {name: part for name, part in model.state_dict().items() if not part.is_meta}
+
+
+def diffusers_auto(folder: Path) -> Weights:
+    """By the class that finds the class."""
+    from diffusers import AutoModel  # noqa: PLC0415
+
+    return AutoModel.from_pretrained(str(folder / "unet")).state_dict()
+
+
+def diffusers_pipeline_given(folder: Path) -> Weights:
+    """A pipeline of a network that hooks move."""
+    from diffusers import DDPMPipeline, UNet2DModel  # noqa: PLC0415
+
+    placed = {"": 0, "mid_block": "cpu"}
+    unet = UNet2DModel.from_pretrained(folder / "unet", device_map=placed)
+    made = DDPMPipeline.from_pretrained(folder / "ddpm", unet=unet).unet
+    return {name: part for name, part in made.state_dict().items() if not part.is_meta}
+
+
 def diffusers_pipeline(folder: Path, name: str = "ddpm", **keywords: object) -> Weights:
     """A pipeline with a device of its own."""
     from diffusers import DDPMPipeline  # noqa: PLC0415
@@ -220,6 +254,11 @@ def embedder(folder: Path, **keywords: object) -> Weights:
 def embedder_elsewhere(folder: Path) -> Weights:
     """On another GPU, by name."""
     return embedder(folder, device="cuda:1")
+
+
+def embedder_by_number(folder: Path) -> Weights:
+    """On a GPU, by number."""
+    return embedder(folder, device=0)
 
 
 def embedder_on_host(folder: Path) -> Weights:
@@ -304,11 +343,16 @@ CASES: dict[str, Callable[[Path], Weights]] = {
     "diffusers on another GPU": diffusers_whole,
     "diffusers cast to bfloat16": diffusers_cast,
     "diffusers shards": diffusers_shards,
+    "diffusers pickled without a plan": diffusers_pickled,
+    "diffusers with a part on the disk, without a plan": diffusers_spread,
+    "diffusers by its finder without a device": diffusers_auto,
     "diffusers' own generator": diffusers_pipeline,
+    "diffusers' own generator of a network with hooks": diffusers_pipeline_given,
     "diffusers' own generator in shards": diffusers_pipeline_shards,
     "diffusers' own generator without a device": diffusers_pipeline_nowhere,
     "sentence-transformers": embedder,
     "sentence-transformers on another GPU": embedder_elsewhere,
+    "sentence-transformers by number": embedder_by_number,
     "sentence-transformers on the host": embedder_on_host,
     "sentence-transformers by a map": embedder_mapped,
     "accelerate": accelerate,
@@ -327,6 +371,8 @@ DEFAULTS = {
     "pipeline on another GPU": "cuda:1",
     "diffusers without a device": "cuda:0",
     "diffusers on another GPU": "cuda:1",
+    "diffusers by its finder without a device": "cuda:0",
+    "diffusers' own generator of a network with hooks": "cuda:0",
     "diffusers' own generator without a device": "cuda:0",
     "sentence-transformers": "cuda:0",
     "sentence-transformers on the host": "cpu",

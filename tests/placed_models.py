@@ -81,6 +81,7 @@ def save_diffusers(folder: Path) -> None:
     )
     unet.save_pretrained(folder / "unet")
     unet.save_pretrained(folder / "unet-shards", max_shard_size="500KB")
+    unet.save_pretrained(folder / "unet-pickled", safe_serialization=False)
     pipeline = DDPMPipeline(unet=unet, scheduler=DDPMScheduler())
     pipeline.save_pretrained(folder / "ddpm")
     pipeline.save_pretrained(folder / "ddpm-shards", max_shard_size="500KB")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import threading
 from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from safetensors_streaming import _patch, patch, status, unpatch
@@ -40,32 +44,60 @@ CLASSES = [
 ]
 
 
-def attributes() -> dict[str, int]:
-    """The identity of every attribute of the modules and classes that a patch changes."""
-    holders: dict[str, object] = {name: import_module(name) for name in MODULES}
+def holders() -> dict[str, object]:
+    """The modules and classes that a patch changes, by name."""
+    found: dict[str, object] = {name: import_module(name) for name in MODULES}
     for name in CLASSES:
         module, _, owner = name.rpartition(".")
-        holders[name] = getattr(import_module(module), owner)
+        found[name] = getattr(import_module(module), owner)
+    return found
+
+
+def all_modules() -> dict[str, object]:
+    """Every module of these libraries and of safetensors that is there."""
+    known = {*LIBRARIES, "safetensors"}
+    return {name: module for name, module in sys.modules.items() if name.split(".")[0] in known}
+
+
+def attributes(found: dict[str, object] | None = None) -> dict[str, object]:
+    """Every attribute by its full name."""
     return {
-        f"{name}.{attribute}": id(value)
-        for name, holder in holders.items()
-        for attribute, value in vars(holder).items()
+        f"{name}.{attribute}": value
+        for name, holder in (found or holders()).items()
+        for attribute, value in list(getattr(holder, "__dict__", {}).items())
     }
 
 
-def changed(before: dict[str, int]) -> set[str]:
-    now = attributes()
-    return {name for name in before | now if before.get(name) != now.get(name)}
+def differences(before: dict[str, object], now: dict[str, object]) -> set[str]:
+    return {name for name in before | now if before.get(name) is not now.get(name)}
+
+
+def changed(before: dict[str, object]) -> set[str]:
+    return differences(before, attributes())
+
+
+def alive() -> tuple[int, int, int, int]:
+    """Objects, open files, threads and hooks of imports."""
+    gc.collect()
+    files, threads = len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    return len(gc.get_objects()), files, threads, len(sys.meta_path)
 
 
 def test_every_attribute_is_as_before_after_fifty_times() -> None:
     attributes()  # what is imported late is there
-    before = attributes()
+    for _ in range(5):  # what is made once is there
+        patch()
+        unpatch()
+    before, everywhere, (objects, *kept) = attributes(), attributes(all_modules()), alive()
     for _ in range(CYCLES):
         patch()
         there = changed(before)
         unpatch()
         assert not changed(before)
+    assert not differences(everywhere, attributes(all_modules()))
+    objects_now, *kept_now = alive()
+    assert kept_now == kept
+    assert objects_now - objects < CYCLES  # less than one a time
     assert there >= {
         "accelerate.utils.modeling.safe_open",
         "diffusers.loaders.single_file.FromSingleFileMixin.from_single_file",

@@ -42,6 +42,7 @@ CASES = [case for case in placed_cases.CASES if runnable(case)]
 DEFAULTS = [case for case in placed_cases.DEFAULTS if runnable(case)]
 NOT_PLANNED = (
     "without a device",
+    "without a plan",
     "float32",
     "on the host",
     "in the host's",

@@ -3,6 +3,10 @@
 import sys
 from contextvars import ContextVar
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 #: Libraries that place tensors themselves: a call of theirs without a device means the CPU.
 _PLACERS = frozenset(
@@ -43,7 +47,9 @@ default = Default()
 device_named: ContextVar[bool] = ContextVar("safetensors_streaming_device_named", default=False)
 
 #: Where a library is about to move what it has another one, or itself, load for the host.
-moved_to: ContextVar[str | None] = ContextVar("safetensors_streaming_moved_to", default=None)
+moved_to: "ContextVar[str | int | torch.device | None]" = ContextVar(
+    "safetensors_streaming_moved_to", default=None
+)
 
 
 def _library(frame: FrameType) -> str:
@@ -58,11 +64,12 @@ def device_for(caller: FrameType) -> str:
 def device_for_caller_of(library: str) -> str:
     """The same for a call into a library, which may have called itself since, as it was named.
 
-    Code of models that came with their weights is the library's.
+    Code of models that came with their weights is the library's, and so are the decorators of
+    huggingface_hub.
     """
     if device_named.get():
         return "cpu"
-    inside = {library, f"{library}_modules", "safetensors_streaming"}
+    inside = {library, f"{library}_modules", "huggingface_hub", "safetensors_streaming"}
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - no other way
     while frame is not None and _library(frame) in inside:
         frame = frame.f_back

@@ -16,7 +16,7 @@ use crate::format::dtype::FLOATING;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::python::collector::{Collector, CollectorPause};
-use crate::python::destination::{Goals, Made, take};
+use crate::python::destination::{Goal, Goals, Made, take};
 use crate::python::lanes::{Hand, Lane};
 use crate::python::tensor::{to_torch, torch_type};
 use crate::report::Report;
@@ -60,6 +60,21 @@ pub(crate) struct Manner {
     pub(crate) options: Options,
     /// The type that tensors of floating-point numbers shall have; none leaves them.
     pub(crate) dtype: Option<Dtype>,
+}
+
+impl Manner {
+    /// The number of the GPU that the tensors go to, if all go to one.
+    pub(crate) fn gpu(&self) -> Option<usize> {
+        match self.goals.all[..] {
+            [Goal::Cuda(ordinal, _)] => Some(ordinal),
+            _ => None,
+        }
+    }
+
+    /// The same, to the host.
+    pub(crate) fn on_host(&self) -> Self {
+        Self { goals: Goals::one(Goal::Host), ..self.clone() }
+    }
 }
 
 /// Destinations, made ready with the interpreter attached, and used without it.

@@ -196,7 +196,15 @@ impl TensorSlice {
             Storage::Engine(_) => self.part(&index)?,
             Storage::Mapped(..) => Part::whole(index),
         };
-        one_tensor(py, shard, self.index, &part.ranges, &self.manner)?.get_item(part.rest)
+        let get = |manner| one_tensor(py, shard, self.index, &part.ranges, manner);
+        match self.manner.gpu() {
+            // As upstream, which indexes on the host.
+            Some(gpu) if !part.is_view => {
+                let there = get(&self.manner.on_host())?.get_item(part.rest)?;
+                there.call_method1("to", (format!("cuda:{gpu}"),))
+            }
+            _ => get(&self.manner)?.get_item(part.rest),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PySlice, PyTuple};
 
+use crate::config::COLUMN_BYTES_MIN;
 use crate::format::Dtype;
 
 /// The part of a tensor that an index needs, and the index that is left for that part.
@@ -13,16 +14,20 @@ pub(crate) struct Part<'py> {
     pub(crate) ranges: Vec<Range<u64>>,
     /// What torch is asked for once they are there.
     pub(crate) rest: Bound<'py, PyAny>,
+    /// Whether that is nothing, or the one row that is there.
+    pub(crate) is_view: bool,
 }
 
 impl<'py> Part<'py> {
     /// All of it.
     pub(crate) fn whole(index: Bound<'py, PyAny>) -> Self {
-        Self { ranges: Vec::new(), rest: index }
+        let is_view = index.is(index.py().Ellipsis());
+        Self { ranges: Vec::new(), rest: index, is_view }
     }
 
-    /// What a number or slices at the start of an index need. All else needs the whole dimension, and
-    /// what torch refuses is torch's to refuse.
+    /// What a number or slices at the start of an index need: rows, and columns that are long enough to
+    /// be read one by one. All else needs the whole dimension, and what torch refuses is torch's to
+    /// refuse.
     pub(crate) fn of(index: &Bound<'py, PyAny>, shape: &[u64], dtype: Dtype) -> PyResult<Self> {
         let py = index.py();
         let tuple = match index.cast::<PyTuple>() {
@@ -37,10 +42,10 @@ impl<'py> Part<'py> {
             let Some((range, rest)) = range_of(item, length)? else { break };
             let later = dimension > 0;
             let is_part = range != (0..length);
-            let row: u64 = shape[dimension + 1..].iter().product();
-            let in_bytes = (row * dtype.bits()).is_multiple_of(8);
             let is_number = item.cast::<PySlice>().is_err();
-            if (later && is_number) || (is_part && ((later && cut) || !in_bytes)) {
+            let Some(row_bytes) = row_bytes(&shape[dimension + 1..], dtype) else { break };
+            let is_short = (range.end - range.start).saturating_mul(row_bytes) < COLUMN_BYTES_MIN;
+            if later && (is_number || (is_part && (cut || is_short))) {
                 break;
             }
             cut |= is_part && later;
@@ -50,16 +55,28 @@ impl<'py> Part<'py> {
         if ranges.is_empty() {
             return Ok(Self::whole(index.clone()));
         }
-        Ok(Self { ranges, rest: PyTuple::new(py, items)?.into_any() })
+        let kept = items.iter().skip(usize::from(items[0].is_instance_of::<PyInt>()));
+        let is_view = items.len() <= ranges.len() && all_whole(kept)?;
+        Ok(Self { ranges, rest: PyTuple::new(py, items)?.into_any(), is_view })
     }
 
     /// Whether the part is what the index gives, with nothing left to do.
     pub(crate) fn is_result(&self) -> PyResult<bool> {
-        let whole = PySlice::full(self.rest.py());
         let Ok(rest) = self.rest.cast::<PyTuple>() else { return Ok(false) };
-        let kept = rest.iter().map(|item| item.eq(&whole)).collect::<PyResult<Vec<_>>>()?;
-        Ok(kept.into_iter().all(|kept| kept))
+        all_whole(rest.iter().collect::<Vec<_>>().iter())
     }
+}
+
+fn all_whole<'item, 'py: 'item>(
+    mut items: impl Iterator<Item = &'item Bound<'py, PyAny>>,
+) -> PyResult<bool> {
+    items.try_fold(true, |all, item| Ok(all && item.eq(PySlice::full(item.py()))?))
+}
+
+/// The bytes of so many dimensions; none where they do not end with a byte.
+fn row_bytes(shape: &[u64], dtype: Dtype) -> Option<u64> {
+    let bits = shape.iter().try_fold(dtype.bits(), |bits, &length| bits.checked_mul(length))?;
+    bits.is_multiple_of(8).then_some(bits / 8)
 }
 
 /// The places in a dimension that a number or a slice needs, and what is left of it for them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from safetensors_streaming._default import device_for_caller_of, moved_to
+from safetensors_streaming._default import device_for_caller_of, device_named, moved_to
 
 if TYPE_CHECKING:
     from safetensors_streaming.adapters import Replacement
@@ -21,19 +21,26 @@ def placed(owner: type, name: str) -> Replacement:
     @wraps(original.__func__)
     def method(cls: type, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401
         load = original.__get__(None, cls)
-        named = keywords.get("device_map") is not None
+        named = any(keywords.get(wish) is not None for wish in ("device_map", "parallel_config"))
         default = "cpu" if named else device_for_caller_of("diffusers")
-        if default == "cpu":
-            return load(*args, **keywords)
-        outer = moved_to.set(default)
+        inner: Any = device_named if named else moved_to
+        outer = inner.set(True if named else None if default == "cpu" else default)
         try:
             made = load(*args, **keywords)
         finally:
-            moved_to.reset(outer)
+            inner.reset(outer)
         # A model's loading information may come with it.
         model = made[0] if isinstance(made, tuple) else made
-        if getattr(model, "hf_quantizer", None) is None:  # a quantiser has placed its model
+        if default != "cpu" and _can_be_moved(model):
             model.to(default)
         return made
 
     return original, classmethod(method), owner
+
+
+def _can_be_moved(made: Any) -> bool:  # noqa: ANN401
+    """Whether nothing of it is moved by hooks, or was placed by a quantiser."""
+    parts = [made, *getattr(made, "components", {}).values()]
+    return getattr(made, "hf_quantizer", None) is None and not any(
+        hasattr(part, "_hf_hook") for part in parts
+    )

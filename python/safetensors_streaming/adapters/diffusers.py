@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from safetensors_streaming._default import moved_to
 from safetensors_streaming._native import PlannedLoad, TensorSlice
@@ -147,6 +148,8 @@ def _load_file(checkpoint_file: Any, *args: Any, **keywords: Any) -> Any:  # noq
     load = _load.get()
     if load is not None:
         load.begin()
+    if isinstance(checkpoint_file, dict):  # it was loaded before
+        return _load_state_dict(checkpoint_file, *args, **keywords)
     state = _load_state_dict(checkpoint_file, *args, **keywords)
     plain = not args and not any(keywords.values())  # mapped, on the CPU
     if plain and type(state) is dict and Path(checkpoint_file).suffix == ".safetensors":
@@ -180,6 +183,7 @@ def _paths(state_dict: Any, files: Any, wishes: dict[str, Any]) -> list[str]:  #
     elif state_dict is None and isinstance(files, list):
         paths = [str(file) for file in files]
     apart = wishes.get("is_parallel_loading_enabled") or wishes.get("tp_shard_specs") is not None
+    apart = apart or wishes.get("offload_state_dict") or "disk" in wishes["device_map"].values()
     mapped = not wishes.get("disable_mmap")
     known = mapped and all(path.endswith(".safetensors") for path in paths)
     return paths if known and not apart else []
@@ -198,7 +202,10 @@ def _load_model(
     load_model = _load_pretrained.__get__(None, cls)
     if wishes is None or not paths:
         return load_model(model, state_dict, files, *args, **keywords)
-    load = _Load(model, paths, wishes)
+    try:
+        load = _Load(model, paths, wishes)
+    except (OSError, SafetensorError):  # the library has words of its own for a bad file
+        return load_model(model, state_dict, files, *args, **keywords)
     outer = _load.set(load)
     try:
         return load_model(model, state_dict, files, *args, **keywords)

@@ -29,7 +29,7 @@ def _placed(self: Any, *args: Any, **keywords: Any) -> None:  # noqa: ANN401
     if keywords.get("device") is None:
         default = device_for_caller_of("sentence_transformers")
         keywords["device"] = _library.get_device_name() if default == "cpu" else default
-    outer = moved_to.set(str(keywords["device"]))
+    outer = moved_to.set(keywords["device"])
     try:
         _init(self, *args, **keywords)
     finally:

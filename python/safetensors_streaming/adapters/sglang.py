@@ -50,17 +50,19 @@ def _streamed(
     model: Any,  # noqa: ANN401
     gpu: int,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    for resolved in loader.resolve_model_weights(model_config, model):
-        source = resolved.source
-        if not resolved.use_safetensors:
-            yield from loader._get_weights_iterator(source, resolved_source=resolved)  # noqa: SLF001
-            continue
-        calls.serve("sglang loader")
-        ranks = _library.get_parallel()
-        shared = ranks.tp_size * ranks.dp_size > 1
-        for name, tensor in weights(resolved.weight_files, gpu, lambda _: False, shared=shared):
-            yield source.prefix + name, tensor
-    release()
+    try:
+        for resolved in loader.resolve_model_weights(model_config, model):
+            source = resolved.source
+            if not resolved.use_safetensors:
+                yield from loader._get_weights_iterator(source, resolved_source=resolved)  # noqa: SLF001
+                continue
+            calls.serve("sglang loader")
+            ranks = _library.get_parallel()
+            shared = ranks.tp_size * ranks.dp_size > 1
+            for name, tensor in weights(resolved.weight_files, gpu, lambda _: False, shared=shared):
+                yield source.prefix + name, tensor
+    finally:
+        release()
 
 
 @wraps(_all_weights)

@@ -117,6 +117,8 @@ class _Probe:
         return self._tensor.get_shape()
 
     def __getitem__(self, index: Any) -> Self:  # noqa: ANN401
+        if self.index is not None:
+            raise IndexError("a part of a part")
         self.index = None if index is Ellipsis else index
         return self
 
@@ -156,13 +158,16 @@ def _spawn_materialize(  # noqa: PLR0913, PLR0917 - as the original
     sharding_op: Any = None,  # noqa: ANN401
     tensor_idx: int | None = None,
 ) -> Any:  # noqa: ANN401
-    def spawn(pool: Any) -> Any:  # noqa: ANN401
-        return _spawn(pool, tensor, device, dtype, sharding_op, tensor_idx)
-
     load = _load.get()
     gpu = None if load is None else load.gpu_of(device, 0 if thread_pool else None)
     if load is None or gpu is None:
-        return spawn(thread_pool)
+        return _spawn(thread_pool, tensor, device, dtype, sharding_op, tensor_idx)
+    # What is merged has to be in one place, also where a part of it is not read here.
+    place = torch.device("cuda", gpu) if device == "cpu" else device
+
+    def spawn(pool: Any) -> Any:  # noqa: ANN401
+        return _spawn(pool, tensor, place, dtype, sharding_op, tensor_idx)
+
     part = _part(tensor, sharding_op, tensor_idx) if isinstance(tensor, TensorSlice) else None
     if part is not None:
         load.sparing |= thread_pool is None
