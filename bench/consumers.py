@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     Weights = dict[str, Tensor]
 
 
-class Consumer:
+class Consumer(ABC):
     """A library, with what it loads.
 
     Attributes:
@@ -58,9 +59,9 @@ class Consumer:
             self.torch.cuda.synchronize()
         return weights
 
+    @abstractmethod
     def call(self) -> Weights:
         """What the user writes."""
-        raise NotImplementedError
 
 
 class Transformers(Consumer):
