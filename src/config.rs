@@ -9,8 +9,15 @@ pub(crate) const SLOT_BYTES: usize = 8 << 20;
 /// Bytes a read takes when the page cache holds them, so that the slots in use stay in L3.
 pub(crate) const WARM_CHUNK_BYTES: usize = 2 << 20;
 
-/// Slots lent to one load.
-pub(crate) const LOAD_SLOTS_MAX: usize = 8;
+/// Slots lent to one load, or less where it has less to read.
+pub(crate) const LOAD_SLOTS: usize = 8;
+
+/// Slots lent to one load that reads past the page cache, of which the ring takes no more than
+/// `LOAD_RING_SHARE`: what a disk gives at once, the link needs a while for.
+pub(crate) const LOAD_SLOTS_MAX: usize = 16;
+
+/// The most of a load's bytes that `LOAD_SLOTS_MAX` has under way: one in so many.
+pub(crate) const LOAD_RING_SHARE: u64 = 8;
 
 /// Slots kept by the process between loads: 256 MiB.
 pub(crate) const RING_SLOTS_MAX: usize = 32;
@@ -100,7 +107,7 @@ pub(crate) const DISK_TRIAL: Duration = Duration::from_millis(500);
 const _: () = assert!(SLOT_BYTES.is_multiple_of(ALIGNMENT_BYTES));
 const _: () = assert!(SLOT_BYTES.is_multiple_of(WARM_CHUNK_BYTES));
 const _: () = assert!(PIECES_MAX > ALIGNMENT_BYTES + 1);
-const _: () = assert!(SLOTS_MIN <= LOAD_SLOTS_MAX && LOAD_SLOTS_MAX <= RING_SLOTS_MAX);
+const _: () = assert!(SLOTS_MIN <= LOAD_SLOTS && LOAD_SLOTS_MAX <= RING_SLOTS_MAX);
 
 /// Which reader the user wants; `Auto` decides by chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,6 +21,12 @@ pub(crate) mod format;
 /// Where bytes live: a local file, or bytes in memory.
 pub(crate) mod source;
 
+/// Channels to the thread that carries a load, all of them waited for at once.
+pub(crate) mod queue;
+
+/// Digests of stretches of files, made of their bytes as they pass.
+pub(crate) mod digest;
+
 /// Wanted tensors to few large reads in file order; pure arithmetic.
 pub(crate) mod plan;
 
@@ -32,6 +38,9 @@ pub(crate) mod tensor;
 
 /// The process's slots: few, large, kept, lent to one load at a time.
 pub(crate) mod ring;
+
+/// When each read of a load was where.
+pub(crate) mod timeline;
 
 /// What a load did, in numbers.
 pub(crate) mod report;

@@ -3,15 +3,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::config::SIGNAL_INTERVAL;
-use crate::device::{Buffer, Destination, Placed, Placement, Slot};
+use crate::device::{self, Buffer, Destination, Placed, Placement, Slot};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Read};
-use crate::reader::{Completion, Reader, Request};
+use crate::queue::wait_for;
+use crate::reader::{self, Completion, Reader, Request};
 use crate::ring::Lease;
 use crate::source::Source;
+use crate::timeline::{Step, Timeline};
 
 /// Whoever wants the result: takes each target as it is complete, and may stop the load.
 pub(crate) trait Caller {
@@ -52,20 +54,32 @@ struct Filling {
     missing: u64,
 }
 
+/// What the loop goes on with.
+enum Next {
+    Placed(Placed),
+    Completed(Completion),
+}
+
 /// A load in progress.
 struct Progress {
     filling: HashMap<usize, Filling>,
     next_read: usize,
     delivered: usize,
     bytes_done: u64,
+    timeline: Timeline,
 }
 
 impl Load<'_, '_> {
     /// Carries the plan out: every target is delivered, or the error says why not and nothing is
     /// in flight any more.
-    pub(crate) fn run(&mut self) -> Result<()> {
-        let filling = HashMap::new();
-        let mut progress = Progress { filling, next_read: 0, delivered: 0, bytes_done: 0 };
+    pub(crate) fn run(mut self) -> Result<Timeline> {
+        let mut progress = Progress {
+            filling: HashMap::new(),
+            next_read: 0,
+            delivered: 0,
+            bytes_done: 0,
+            timeline: Timeline::new(self.plan),
+        };
         let outcome = self.advance(&mut progress);
         self.drain();
         outcome?;
@@ -74,7 +88,7 @@ impl Load<'_, '_> {
         }
         let wanted = self.plan.wanted.len();
         if progress.delivered == wanted {
-            return Ok(());
+            return Ok(progress.timeline);
         }
         Err(Error::Internal(format!("{} of {wanted} tensors were delivered", progress.delivered)))
     }
@@ -86,22 +100,24 @@ impl Load<'_, '_> {
             let held_back = self.submit(progress);
             if self.reader.in_flight() == 0 && self.to.device.in_flight() == 0 {
                 if held_back {
+                    let since = Instant::now();
                     self.caller.wait();
+                    progress.timeline.held_back(since);
                     continue;
                 }
                 return Ok(());
             }
-            while let Some(placed) = self.to.device.wait(Duration::ZERO) {
-                self.placed(progress, placed)?;
-            }
-            if self.reader.in_flight() > 0 {
-                if let Some(completion) = self.reader.wait(SIGNAL_INTERVAL) {
-                    self.completed(progress, completion)?;
-                }
-            } else if self.to.device.in_flight() > 0
-                && let Some(placed) = self.to.device.wait(SIGNAL_INTERVAL)
-            {
-                self.placed(progress, placed)?;
+            // Whichever comes first: a slot that is free again is a read that can begin.
+            let next = wait_for(SIGNAL_INTERVAL, |wakes| {
+                self.to.device.add_to(wakes);
+                self.reader.add_to(wakes);
+                let placed = self.to.device.poll().map(Next::Placed);
+                placed.or_else(|| self.reader.poll().map(Next::Completed))
+            });
+            match next {
+                Some(Next::Placed(placed)) => self.placed(progress, placed)?,
+                Some(Next::Completed(completion)) => self.completed(progress, completion)?,
+                None => {}
             }
         }
     }
@@ -125,10 +141,14 @@ impl Load<'_, '_> {
             if !self.caller.admits(read) {
                 return true;
             }
+            if self.reader.in_flight() >= self.lease.slots_to_read() {
+                return false;
+            }
             let Some(slot) = self.lease.take() else { return false };
             let tag = progress.next_read;
             let request =
                 Request { tag, shard: read.shard, offset: read.offset, bytes: read.bytes };
+            progress.timeline.begin(tag, read, &slot);
             self.reader.submit(request, slot);
             progress.next_read += 1;
         }
@@ -137,11 +157,13 @@ impl Load<'_, '_> {
 
     fn completed(&mut self, progress: &mut Progress, completion: Completion) -> Result<()> {
         let Completion { request, slot, result } = completion;
+        progress.timeline.mark(request.tag, Step::Read);
         let checked = self
             .check_read(&request, result)
             .and_then(|()| self.placements(&mut progress.filling, request.tag));
         match checked {
             Ok(placements) => {
+                progress.timeline.mark(request.tag, Step::Handed);
                 self.to.device.place(request.tag, slot, placements);
                 Ok(())
             }
@@ -200,7 +222,8 @@ impl Load<'_, '_> {
     }
 
     fn placed(&mut self, progress: &mut Progress, placed: Placed) -> Result<()> {
-        let Placed { tag, slot, result } = placed;
+        let Placed { tag, slot, copied, result } = placed;
+        progress.timeline.placed(tag, copied);
         if let Some(slot) = slot {
             self.lease.put(slot);
         }
@@ -216,6 +239,7 @@ impl Load<'_, '_> {
                 self.caller.deliver(piece.target, whole.buffer)?;
             }
         }
+        progress.timeline.mark(tag, Step::Delivered);
         Ok(())
     }
 
@@ -224,10 +248,14 @@ impl Load<'_, '_> {
     fn drain(&mut self) {
         let mut slots: Vec<Slot> = Vec::new();
         while self.reader.in_flight() > 0 {
-            slots.extend(self.reader.wait(SIGNAL_INTERVAL).map(|completion| completion.slot));
+            slots.extend(
+                reader::wait(self.reader, SIGNAL_INTERVAL).map(|completion| completion.slot),
+            );
         }
         while self.to.device.in_flight() > 0 {
-            slots.extend(self.to.device.wait(SIGNAL_INTERVAL).and_then(|placed| placed.slot));
+            slots.extend(
+                device::wait(self.to.device, SIGNAL_INTERVAL).and_then(|placed| placed.slot),
+            );
         }
         for slot in slots {
             self.lease.put(slot);

@@ -18,7 +18,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use crate::config::{RING_SLOTS_MAX, SLOT_BYTES, UNPINNED_SLOTS_MAX};
+use crate::config::{RING_SLOTS_MAX, SLOT_BYTES, SLOTS_MIN, UNPINNED_SLOTS_MAX};
 use crate::device::Slot;
 
 #[cfg(all(test, loom))]
@@ -104,10 +104,13 @@ impl Ring {
     }
 
     /// Lends up to `wanted` slots. A load never waits for another: when the ring is exhausted it
-    /// gets one slot beyond the limit, which is freed as soon as it comes back.
-    pub(crate) fn lend(&self, wanted: usize) -> io::Result<Lease<'_>> {
+    /// gets one slot beyond the limit, which is freed as soon as it comes back. Of what others have
+    /// left it gets no more than half, so that the next one gets something.
+    pub(crate) fn lend(&self, mut wanted: usize) -> io::Result<Lease<'_>> {
         let mut free = {
             let mut kept = locked(&self.free);
+            let others = self.made.load(Ordering::Relaxed).saturating_sub(kept.len());
+            wanted = wanted.min((self.slots_max.saturating_sub(others) / 2).max(SLOTS_MIN));
             let left = kept.len().saturating_sub(wanted);
             kept.split_off(left)
         };
@@ -190,6 +193,12 @@ impl Lease<'_> {
             self.free.extend(making.end());
         }
         self.lent
+    }
+
+    /// How many slots may be with the reader: the others keep the device busy until a read ends. A disk
+    /// that shares itself out among many reads ends them all late, and at the same time.
+    pub(crate) fn slots_to_read(&self) -> usize {
+        self.lent - self.lent / 4
     }
 
     /// Bytes in this lease.

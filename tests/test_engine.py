@@ -266,7 +266,7 @@ def test_report(checkpoint: Path, backend: str) -> None:
     assert facts["files"] == 3
     assert facts["tensors"] == 3 * len(DTYPES)
     assert facts["bytes"] == sum(tensor.nbytes for tensor in by_stock(checkpoint).values())
-    assert set(facts["seconds"]) == {"open", "plan", "load", "total"}
+    assert set(facts["seconds"]) == {"open", "plan", "load", "tensors", "total"}
     assert 0 < facts["seconds"]["total"] < 60
     assert all(0 <= part <= facts["seconds"]["total"] for part in facts["seconds"].values())
     assert 0 <= facts["cached_fraction"] <= 1

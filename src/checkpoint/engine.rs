@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{
-    LOAD_SLOTS_MAX, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES, config,
-    last_level_cache_bytes,
+    LOAD_RING_SHARE, LOAD_SLOTS, LOAD_SLOTS_MAX, ReaderChoice, SLOT_BYTES, SLOTS_MIN,
+    WARM_CHUNK_BYTES, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
+use crate::digest::{Digest, Digests};
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Plan, Wanted};
 use crate::reader::choice::is_mostly_cached;
+use crate::reader::digesting::DigestingReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook};
 use crate::report::{Report, Seconds};
 use crate::ring::Ring;
@@ -44,6 +46,29 @@ pub(crate) fn run(
     to: Destination<'_>,
     caller: &mut dyn Caller,
 ) -> Result<Report> {
+    let task = Task { sources, wanted, options, digests: Vec::new() };
+    Ok(run_digesting(task, to, caller)?.0)
+}
+
+/// What is to be read, and how.
+pub(crate) struct Task<'load> {
+    /// From where.
+    pub(crate) sources: &'load Arc<[Arc<dyn Source>]>,
+    /// What.
+    pub(crate) wanted: Vec<Wanted>,
+    /// How.
+    pub(crate) options: Options,
+    /// What is to be made of each source's bytes as they pass; empty for nothing.
+    pub(crate) digests: Vec<Digests>,
+}
+
+/// The same, and gives the digests of each source.
+pub(crate) fn run_digesting(
+    task: Task<'_>,
+    to: Destination<'_>,
+    caller: &mut dyn Caller,
+) -> Result<(Report, Vec<Vec<Digest>>)> {
+    let Task { sources, wanted, options, digests } = task;
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
     let bytes = wanted.iter().map(Wanted::bytes).sum();
@@ -55,38 +80,47 @@ pub(crate) fn run(
     let lease = Ring::of_process().lend(slots);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
     let outlook = Outlook { bytes, reads: plan.reads.len() };
-    let mut reader =
-        ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
+    let chooser = ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
+    let mut reader = DigestingReader::new(chooser, sources, digests);
     let Destination { device, allocator } = to;
     let to = Destination { device: &mut *device, allocator: &mut *allocator };
-    Load { plan: &plan, sources, reader: &mut reader, to, lease: &mut lease, caller }.run()?;
+    let parts = Load { plan: &plan, sources, reader: &mut reader, to, lease: &mut lease, caller };
+    let timeline = parts.run()?;
+    let digests = reader.finish()?;
+    let chooser = reader.inner();
     let total = began.elapsed().as_secs_f64();
-    Ok(Report {
+    let report = Report {
         files,
         tensors,
         bytes,
         read_bytes: plan.reads.iter().map(|read| read.bytes as u64).sum(),
-        seconds: Seconds { open: 0.0, plan: planned, load: total - planned, total },
+        seconds: Seconds { plan: planned, load: total - planned, total, ..Seconds::default() },
+        busy: timeline.busy(),
         device: device.name(),
-        reader: reader.names(),
-        reason: reader.reason(),
-        cached_fraction: reader.cached_fraction(),
-        threads: reader.threads() + device.threads(),
+        reader: chooser.names(),
+        reason: chooser.reason(),
+        cached_fraction: chooser.cached_fraction(),
+        threads: chooser.threads() + device.threads(),
         ring_bytes_peak: lease.bytes(),
-    })
+        paths: sources.iter().map(|source| source.path().to_owned()).collect(),
+        timeline: Some(Arc::new(timeline)),
+    };
+    Ok((report, digests))
 }
 
 /// Chunk size and number of slots. What the page cache holds is copied in small chunks through
 /// few slots, which then stay in the last-level cache; a disk wants large reads and many.
 fn sizes(sources: &[Arc<dyn Source>], bytes: u64) -> (usize, usize) {
     if bytes <= WARM_CHUNK_BYTES as u64 {
-        return (SLOT_BYTES, LOAD_SLOTS_MAX);
+        return (SLOT_BYTES, LOAD_SLOTS);
     }
     let mut cached = sources.iter().map(|source| source.local().is_none_or(is_mostly_cached));
     if cached.all(|cached| cached) {
         let fit = last_level_cache_bytes() / 2 / WARM_CHUNK_BYTES;
-        (WARM_CHUNK_BYTES, fit.clamp(SLOTS_MIN, LOAD_SLOTS_MAX))
+        (WARM_CHUNK_BYTES, fit.clamp(SLOTS_MIN, LOAD_SLOTS))
     } else {
-        (SLOT_BYTES, LOAD_SLOTS_MAX)
+        let share =
+            usize::try_from(bytes / LOAD_RING_SHARE / SLOT_BYTES as u64).unwrap_or(usize::MAX);
+        (SLOT_BYTES, share.clamp(LOAD_SLOTS, LOAD_SLOTS_MAX))
     }
 }

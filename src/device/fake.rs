@@ -1,11 +1,11 @@
 //! A device for tests: copies late and in any order, by a seed, and fails on cue.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::device::host::carry_out;
 use crate::device::{Allocator, Buffer, Device, HostBuffer, Placed, Placement, Slot};
 use crate::error::{Error, Result};
+use crate::queue::Wakes;
 use crate::source::faulty::Faults;
 
 /// Holds slots until they are waited for.
@@ -47,7 +47,7 @@ impl Device for FakeDevice {
         self.held.push((tag, slot, placements));
     }
 
-    fn wait(&mut self, _timeout: Duration) -> Option<Placed> {
+    fn poll(&mut self) -> Option<Placed> {
         if self.held.is_empty() || self.random(3) == 0 {
             return None;
         }
@@ -58,6 +58,11 @@ impl Device for FakeDevice {
             placed.result = Err(Error::Internal("the copy failed on cue".to_owned()));
         }
         Some(placed)
+    }
+
+    /// What it holds may be done whenever it is looked at.
+    fn add_to(&self, wakes: &mut Wakes) {
+        wakes.add_awake();
     }
 
     fn in_flight(&self) -> usize {

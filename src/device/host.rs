@@ -7,13 +7,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender as Jobs, unbounded};
 
 use crate::config::{COPY_THREADS_MAX, HOST_ALIGNMENT_BYTES, processors};
 #[cfg(test)]
 use crate::device::workers::Workers;
 use crate::device::{Allocator, Buffer, Job, Placed, Placement, Slot, Worker, worker_panicked};
 use crate::error::{Error, Result};
+use crate::queue::Sender;
 
 /// One tensor's memory; clones share it, and the last one frees it.
 #[derive(Clone, Debug)]
@@ -103,7 +104,7 @@ impl HostBuffer {
 /// Copies slots into host memory on threads that live as long as it.
 #[derive(Debug)]
 pub(crate) struct HostWorker {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Jobs<Job>>,
     jobs_out: Receiver<Job>,
     done: Sender<Placed>,
     threads: Vec<JoinHandle<()>>,
@@ -169,6 +170,7 @@ pub(crate) fn carry_out(tag: usize, slot: Slot, placements: &[Placement]) -> Pla
     Placed {
         tag,
         slot: Some(slot),
+        copied: None,
         result: copied.unwrap_or_else(|_| Err(worker_panicked("copy"))),
     }
 }

@@ -1,6 +1,6 @@
 //! Who holds the result. A device takes a filled slot by value, places its pieces, gives it back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) mod cuda;
 pub(crate) mod host;
@@ -19,6 +19,7 @@ pub(crate) use slot::Slot;
 pub(crate) use workers::{Job, Worker};
 
 use crate::error::{Error, Result};
+use crate::queue::{Wakes, wait_for};
 
 /// Memory for one tensor; clones share it.
 #[derive(Clone, Debug)]
@@ -62,17 +63,22 @@ pub(crate) struct Placed {
     pub(crate) tag: usize,
     /// The slot, free again; none where the device cannot say that it has let go of it.
     pub(crate) slot: Option<Slot>,
+    /// When the copies before the kernels were done, where kernels placed some of it.
+    pub(crate) copied: Option<Instant>,
     /// Whether every piece arrived.
     pub(crate) result: Result<()>,
 }
 
 /// Takes slots and places what is in them. Pieces of one load never overlap in a destination.
 pub(crate) trait Device {
-    /// Begins to place the pieces of a slot; `wait` gives the slot back under the same tag.
+    /// Begins to place the pieces of a slot; `poll` gives the slot back under the same tag.
     fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>);
 
-    /// The next slot that is done, if one is within the time.
-    fn wait(&mut self, timeout: Duration) -> Option<Placed>;
+    /// The next slot that is done, if there is one.
+    fn poll(&mut self) -> Option<Placed>;
+
+    /// Adds what tells that a slot may be done.
+    fn add_to(&self, wakes: &mut Wakes);
 
     /// Slots taken and not given back.
     fn in_flight(&self) -> usize;
@@ -102,6 +108,14 @@ pub(crate) struct Destination<'parts> {
     pub(crate) device: &'parts mut dyn Device,
     /// In whose memory.
     pub(crate) allocator: &'parts mut dyn Allocator,
+}
+
+/// The next slot that is done, if one is within the time.
+pub(crate) fn wait(device: &mut dyn Device, timeout: Duration) -> Option<Placed> {
+    wait_for(timeout, |wakes| {
+        device.add_to(wakes);
+        device.poll()
+    })
 }
 
 /// The error of a worker that died.

@@ -2,12 +2,10 @@
 //! the host, where the pieces of a slot are placed in one memory after the other.
 
 use std::collections::HashMap;
-use std::time::Duration;
-
-use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use crate::device::{Buffer, Device, Placed, Placement, Slot};
 use crate::error::Result;
+use crate::queue::{Receiver, Sender, Wakes, queue};
 
 /// A slot to be placed.
 #[derive(Debug)]
@@ -49,7 +47,7 @@ impl Workers {
     pub(crate) fn new(
         make: impl FnOnce(&Sender<Placed>) -> Result<Vec<Box<dyn Worker>>>,
     ) -> Result<Self> {
-        let (done_in, done) = unbounded();
+        let (done_in, done) = queue();
         let all = make(&done_in)?;
         Ok(Self { all, done, later: HashMap::new(), in_flight: 0 })
     }
@@ -78,11 +76,11 @@ impl Device for Workers {
         self.begin(tag, slot, placements);
     }
 
-    fn wait(&mut self, timeout: Duration) -> Option<Placed> {
+    fn poll(&mut self) -> Option<Placed> {
         loop {
-            let placed = self.done.recv_timeout(timeout).ok()?;
+            let placed = self.done.take()?;
             match (self.later.remove(&placed.tag), placed) {
-                (Some(later), Placed { tag, slot: Some(slot), result: Ok(()) }) => {
+                (Some(later), Placed { tag, slot: Some(slot), result: Ok(()), .. }) => {
                     self.begin(tag, slot, later);
                 }
                 (_, placed) => {
@@ -90,6 +88,12 @@ impl Device for Workers {
                     return Some(placed);
                 }
             }
+        }
+    }
+
+    fn add_to(&self, wakes: &mut Wakes) {
+        if self.in_flight > 0 {
+            self.done.add_to(wakes);
         }
     }
 

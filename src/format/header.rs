@@ -127,6 +127,11 @@ impl Header {
         Ok(header)
     }
 
+    /// The first byte of the data, from the start of the file.
+    pub(crate) fn data_start(&self) -> u64 {
+        self.data_start
+    }
+
     /// The number of tensors.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()

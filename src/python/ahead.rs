@@ -61,7 +61,7 @@ pub(crate) struct Ahead {
 /// What the thread tells: a target is whole, or there will be no more.
 enum Event {
     Arrived(usize),
-    Ended(Result<Report>),
+    Ended(Box<Result<Report>>),
 }
 
 impl Ahead {
@@ -137,7 +137,7 @@ impl Ahead {
                 Event::Arrived(target) => {
                     self.arrived.insert(target);
                 }
-                Event::Ended(outcome) => self.outcome = Some(outcome),
+                Event::Ended(outcome) => self.outcome = Some(*outcome),
             }
         }
         let Wanted { shard, .. } = self.wanted[target];
@@ -155,7 +155,7 @@ impl Ahead {
             let _ended = py.detach(|| thread.join());
             for event in self.events.try_iter() {
                 if let Event::Ended(outcome) = event {
-                    self.outcome.get_or_insert(outcome);
+                    self.outcome.get_or_insert(*outcome);
                 }
             }
         }
@@ -197,7 +197,7 @@ impl Ahead {
                 Err(RecvTimeoutError::Timeout) => py.check_signals()?,
                 Err(RecvTimeoutError::Disconnected) => {
                     let lost = Error::Internal("the reading thread is gone".to_owned());
-                    return Ok(Event::Ended(Err(lost)));
+                    return Ok(Event::Ended(Box::new(Err(lost))));
                 }
             }
         }
@@ -245,7 +245,7 @@ impl Background {
             run(&sources, wanted, options, to, &mut pace)
         });
         // Nobody listens any more where the load was dropped.
-        let _sent = events.send(Event::Ended(outcome));
+        let _sent = events.send(Event::Ended(Box::new(outcome)));
     }
 }
 

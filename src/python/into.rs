@@ -12,7 +12,7 @@ use crate::format::dtype::FLOATING;
 use crate::python::collector::Collector;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
-use crate::python::load::{cache_of, floating_type, location_of, sources_of, targets_of};
+use crate::python::load::{cache_of, close, floating_type, location_of, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, memory_of, torch_type};
 
@@ -35,6 +35,7 @@ pub(crate) fn load_into<'py>(
     let options = Options::with_cache(cache_of(cache)?);
     let checkpoint = py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine))?;
     import_torch(py)?;
+    let opened = Instant::now();
     let (places, choices) = chosen(&checkpoint, choose)?;
     let goals = choices.iter().map(|(tensor, _)| goal_of(tensor)).collect::<PyResult<_>>()?;
     let manner = Manner { goals: Goals::each(goals), options, dtype: None };
@@ -56,7 +57,7 @@ pub(crate) fn load_into<'py>(
     let Targets { wanted, forms, .. } = targets;
     let (made, sources) = (ready.made(), sources_of(&checkpoint));
     let mut collector = Collector::new(&wanted, progress);
-    let mut report = py
+    let report = py
         .detach(|| ready.run(&sources, wanted, options, &mut collector))
         .map_err(|error| error.named(|target| checkpoint.name(places[target]).to_owned()))?;
     let mut left = Vec::new();
@@ -69,9 +70,7 @@ pub(crate) fn load_into<'py>(
         }
     }
     collector.finish(py)?;
-    report.seconds.total = began.elapsed().as_secs_f64();
-    report.seconds.load = report.seconds.total - report.seconds.plan;
-    remember(py, report);
+    remember(py, close(report, began, opened));
     Ok(left)
 }
 

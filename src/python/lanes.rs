@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use crossbeam::channel::Sender;
 use pyo3::prelude::*;
 
 use crate::config::DEVICE_ALIGNMENT_BYTES;
@@ -14,6 +13,7 @@ use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Placed, Worker};
 use crate::error::Result;
 use crate::python::destination::{Goal, Made, Memory, TorchAllocator, TorchGpu};
+use crate::queue::Sender;
 use crate::tensor::Form;
 
 /// One memory, as the goals name it.

@@ -156,11 +156,11 @@ fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {
 }
 
 /// Completes a report whose load began at a time and had its files open at another.
-fn close(mut report: Report, began: Instant, opened: Instant) -> Report {
+pub(crate) fn close(mut report: Report, began: Instant, opened: Instant) -> Report {
     let total = began.elapsed().as_secs_f64();
     let open = (opened - began).as_secs_f64();
-    let plan = report.seconds.plan;
-    report.seconds = Seconds { open, plan, load: total - open - plan, total };
+    let Seconds { plan, load, .. } = report.seconds;
+    report.seconds = Seconds { open, plan, load, tensors: total - open - plan - load, total };
     report
 }
 

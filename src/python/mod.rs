@@ -9,6 +9,7 @@ mod errors;
 mod fetch;
 mod handle;
 mod index;
+mod inspect;
 mod into;
 mod lanes;
 mod load;
@@ -27,6 +28,8 @@ mod _native {
     use super::array::{DeviceArray, gpu_facts, load_arrays};
     #[pymodule_export]
     use super::handle::{Handle, TensorSlice};
+    #[pymodule_export]
+    use super::inspect::{describe, digest_checkpoint};
     #[pymodule_export]
     use super::into::load_into;
     #[pymodule_export]

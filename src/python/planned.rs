@@ -123,7 +123,6 @@ impl PlannedLoad {
         let State::Running(mut running) = state else { return };
         if let Some(Ok(mut report)) = running.ahead.finish(py) {
             report.seconds.total = running.began.elapsed().as_secs_f64();
-            report.seconds.load = report.seconds.total - report.seconds.plan;
             remember(py, report);
         }
     }

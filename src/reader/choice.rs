@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::config::{
     DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES, URING_READS_MIN,
     config, memory_available_bytes,
 };
 use crate::device::Slot;
+use crate::queue::Wakes;
 use crate::reader::pread::{Path, PreadReader};
 use crate::reader::uring::UringReader;
 use crate::reader::{Completion, Reader, Request};
@@ -71,9 +72,6 @@ pub(crate) struct ChoosingReader {
     retried: HashSet<usize>,
     tally: Tally,
 }
-
-/// How long to wait on one of two readers when both are at work.
-const TURN: Duration = Duration::from_millis(1);
 
 impl ChoosingReader {
     /// A reader for one load.
@@ -187,14 +185,13 @@ impl ChoosingReader {
         }
     }
 
-    fn wait_any(&mut self, timeout: Duration) -> Option<Completion> {
-        let Some(uring) = self.uring.ready().filter(|uring| uring.in_flight() > 0) else {
-            return self.pread.wait(timeout);
-        };
-        if self.pread.in_flight() == 0 {
-            return uring.wait(timeout);
+    fn poll_any(&mut self) -> Option<Completion> {
+        if self.pread.in_flight() > 0
+            && let Some(completion) = self.pread.poll()
+        {
+            return Some(completion);
         }
-        self.pread.wait(Duration::ZERO).or_else(|| uring.wait(TURN.min(timeout)))
+        self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll()
     }
 }
 
@@ -224,16 +221,26 @@ impl Reader for ChoosingReader {
 
     /// A read that fails is tried once more, through the page cache: direct reads can be refused
     /// by the file system, and one bad sector fails a whole large read.
-    fn wait(&mut self, timeout: Duration) -> Option<Completion> {
-        let completion = self.wait_any(timeout)?;
-        let Completion { request, slot, result: Err(error) } = completion else {
-            return Some(completion);
-        };
-        if self.retried.insert(request.tag) {
+    fn poll(&mut self) -> Option<Completion> {
+        loop {
+            let completion = self.poll_any()?;
+            let Completion { request, slot, result: Err(error) } = completion else {
+                return Some(completion);
+            };
+            if !self.retried.insert(request.tag) {
+                return Some(Completion { request, slot, result: Err(error) });
+            }
             self.submit_on(Path::Buffered, request, slot);
-            return None;
         }
-        Some(Completion { request, slot, result: Err(error) })
+    }
+
+    fn add_to(&self, wakes: &mut Wakes) {
+        if self.pread.in_flight() > 0 {
+            self.pread.add_to(wakes);
+        }
+        if let Uring::Ready(uring) = &self.uring {
+            uring.add_to(wakes);
+        }
     }
 
     fn in_flight(&self) -> usize {

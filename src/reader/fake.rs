@@ -2,9 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::device::Slot;
+use crate::queue::Wakes;
 use crate::reader::{Completion, Reader, Request};
 use crate::source::faulty::Faults;
 use crate::source::{Source, read_full};
@@ -41,7 +41,7 @@ impl Reader for FakeReader {
         self.held.push((request, slot));
     }
 
-    fn wait(&mut self, _timeout: Duration) -> Option<Completion> {
+    fn poll(&mut self) -> Option<Completion> {
         if self.held.is_empty() || self.random.below(4) == 0 {
             return None;
         }
@@ -54,6 +54,11 @@ impl Reader for FakeReader {
         };
         let result = read(&mut slot);
         Some(Completion { request, slot, result })
+    }
+
+    /// What it holds may end whenever it is looked at.
+    fn add_to(&self, wakes: &mut Wakes) {
+        wakes.add_awake();
     }
 
     fn in_flight(&self) -> usize {

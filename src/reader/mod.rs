@@ -5,6 +5,7 @@ use std::time::Duration;
 
 pub(crate) mod ahead;
 pub(crate) mod choice;
+pub(crate) mod digesting;
 pub(crate) mod pread;
 pub(crate) mod uring;
 
@@ -14,6 +15,7 @@ pub(crate) mod fake;
 pub(crate) use choice::{CachePolicy, ChoosingReader, Outlook};
 
 use crate::device::Slot;
+use crate::queue::{Wakes, wait_for};
 
 /// A read to be done: `bytes` of a source, from an aligned offset, to the start of a slot.
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +44,23 @@ pub(crate) struct Completion {
 /// Reads into slots. Dropping a reader waits for what is in flight: a slot is never freed under a
 /// read.
 pub(crate) trait Reader {
-    /// Begins a read; `wait` gives the slot back.
+    /// Begins a read; `poll` gives the slot back.
     fn submit(&mut self, request: Request, slot: Slot);
 
-    /// The next read that ended, if one ends within the time.
-    fn wait(&mut self, timeout: Duration) -> Option<Completion>;
+    /// The next read that ended, if there is one.
+    fn poll(&mut self) -> Option<Completion>;
+
+    /// Adds what tells that a read may have ended.
+    fn add_to(&self, wakes: &mut Wakes);
 
     /// Reads begun and not given back.
     fn in_flight(&self) -> usize;
+}
+
+/// The next read that ended, if one ends within the time.
+pub(crate) fn wait(reader: &mut dyn Reader, timeout: Duration) -> Option<Completion> {
+    wait_for(timeout, |wakes| {
+        reader.add_to(wakes);
+        reader.poll()
+    })
 }

@@ -6,12 +6,12 @@ use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{self, unbounded};
 
 use crate::config::{ALIGNMENT_BYTES, READ_THREADS_MAX, processors};
 use crate::device::Slot;
+use crate::queue::{Receiver, Sender, Wakes, queue};
 use crate::reader::{Completion, Reader, Request};
 use crate::source::{Source, read_full};
 
@@ -34,8 +34,8 @@ struct Job {
 #[derive(Debug)]
 pub(crate) struct PreadReader {
     sources: Arc<[Arc<dyn Source>]>,
-    jobs: Option<Sender<Job>>,
-    jobs_out: Receiver<Job>,
+    jobs: Option<channel::Sender<Job>>,
+    jobs_out: channel::Receiver<Job>,
     done: Receiver<Completion>,
     done_in: Sender<Completion>,
     threads: Vec<JoinHandle<()>>,
@@ -48,7 +48,7 @@ impl PreadReader {
     pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>, reads: usize) -> Self {
         let threads_max = if reads > 1 { processors().clamp(2, READ_THREADS_MAX) } else { 0 };
         let (jobs, jobs_out) = unbounded();
-        let (done_in, done) = unbounded();
+        let (done_in, done) = queue();
         let threads = Vec::new();
         let jobs = Some(jobs);
         Self { sources, jobs, jobs_out, done, done_in, threads, threads_max, in_flight: 0 }
@@ -66,7 +66,8 @@ impl PreadReader {
             // A single read, or a process that may not have another thread.
             _ => {
                 let completion = carry_out(&self.sources, job);
-                self.done_in.send(completion).expect("the receiver lives as long as the pool");
+                let sent = self.done_in.send(completion);
+                assert!(sent.is_ok(), "the receiver lives as long as the pool");
             }
         }
     }
@@ -132,10 +133,14 @@ impl Reader for PreadReader {
         self.submit_on(Path::Buffered, request, slot);
     }
 
-    fn wait(&mut self, timeout: Duration) -> Option<Completion> {
-        let completion = self.done.recv_timeout(timeout).ok()?;
+    fn poll(&mut self) -> Option<Completion> {
+        let completion = self.done.take()?;
         self.in_flight -= 1;
         Some(completion)
+    }
+
+    fn add_to(&self, wakes: &mut Wakes) {
+        self.done.add_to(wakes);
     }
 
     fn in_flight(&self) -> usize {

@@ -7,16 +7,17 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 
 use crate::config::{ALIGNMENT_BYTES, LOAD_SLOTS_MAX};
 use crate::device::Slot;
-use crate::reader::{Completion, Reader, Request};
+use crate::queue::Wakes;
+use crate::reader::{Completion, Reader, Request, wait};
 use crate::source::Source;
 
 /// Reads in flight at once; never more than a load has slots.
-const QUEUE_ENTRIES: u32 = 8;
+const QUEUE_ENTRIES: u32 = 16;
 
 const _: () = assert!(QUEUE_ENTRIES as usize == LOAD_SLOTS_MAX);
 
@@ -43,9 +44,6 @@ impl UringReader {
     /// Tries the kernel; in case of refusal says why, in words that a person can act on.
     pub(crate) fn probe(sources: Arc<[Arc<dyn Source>]>) -> Result<Self, String> {
         let ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
-        if !ring.params().is_feature_ext_arg() {
-            return Err("io_uring of this kernel cannot wait with a time limit".to_owned());
-        }
         let table = ring.submitter().register_buffers_sparse(QUEUE_ENTRIES);
         let registered_max = if table.is_ok() { QUEUE_ENTRIES } else { 0 };
         let (registered, pending, ended) = (Vec::new(), Vec::new(), VecDeque::new());
@@ -103,7 +101,7 @@ impl UringReader {
         // the source that owns the descriptor lives as long as this reader.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
         pushed.map_err(io::Error::other)?;
-        // An entry that is not taken now stays queued, and `wait` takes it along.
+        // An entry that is not taken now stays queued, and `poll` takes it along.
         let _taken = self.ring.submit();
         Ok(())
     }
@@ -149,27 +147,23 @@ impl Reader for UringReader {
         }
     }
 
-    fn wait(&mut self, timeout: Duration) -> Option<Completion> {
-        let mut waited = false;
+    fn poll(&mut self) -> Option<Completion> {
+        if !self.ring.submission().is_empty() {
+            let _taken = self.ring.submit();
+        }
         loop {
             if let Some(completion) = self.ended.pop_front() {
                 self.in_flight -= 1;
                 return Some(completion);
             }
-            let entry = self.ring.completion().next();
-            if let Some(entry) = entry {
-                let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
-                self.advance(index, entry.result());
-            } else if waited || self.in_flight == 0 {
-                return None;
-            } else {
-                let limit = Timespec::from(timeout);
-                let arguments = SubmitArgs::new().timespec(&limit);
-                // Time over and interrupted alike: whoever waits looks at signals and returns.
-                let _woken = self.ring.submitter().submit_with_args(1, &arguments);
-                waited = true;
-            }
+            let entry = self.ring.completion().next()?;
+            let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            self.advance(index, entry.result());
         }
+    }
+
+    fn add_to(&self, wakes: &mut Wakes) {
+        wakes.add(self.ring.as_raw_fd()); // readable while it has a completion
     }
 
     fn in_flight(&self) -> usize {
@@ -181,7 +175,7 @@ impl Drop for UringReader {
     /// Closing a ring does not stop its reads: the kernel would go on writing into freed slots.
     fn drop(&mut self) {
         while self.in_flight > 0 {
-            drop(self.wait(Duration::from_secs(1)));
+            drop(wait(self, Duration::from_secs(1)));
         }
     }
 }

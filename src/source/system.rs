@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// What direct reads of a file must keep to, in bytes; none where the file system has none.
 pub(crate) fn direct_alignment_bytes(file: &File) -> Option<u32> {
@@ -60,6 +61,31 @@ pub(crate) fn send(from: &File, offset: u64, to: &File, bytes: usize) -> io::Res
     // outlives the call.
     let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, bytes) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// A counter of the kernel's that threads add to: readable while it is not zero, read without waiting.
+pub(crate) fn event_descriptor() -> io::Result<File> {
+    // SAFETY: the call touches no memory of ours.
+    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }.into())
+}
+
+/// Waits until one of the descriptors is readable, at most so long; a signal ends it early.
+pub(crate) fn wait_readable(descriptors: &[RawFd], timeout: Duration) {
+    let one = |&fd: &RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    let mut polled: Vec<libc::pollfd> = descriptors.iter().map(one).collect();
+    let limit = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    let count = polled.len() as libc::nfds_t;
+    // SAFETY: the descriptors' structures and the limit outlive the call.
+    let _woken =
+        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &raw const limit, std::ptr::null()) };
 }
 
 /// Moves memory to a NUMA node, where the kernel lets it be moved; a whole number of pages.

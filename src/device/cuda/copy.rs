@@ -6,8 +6,9 @@ use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{self, Receiver, unbounded};
 
 use crate::config::{SLOT_BYTES, SMALL_PIECE_BYTES, TABLE_BYTES};
 use crate::device::cuda::driver::Gpu;
@@ -16,12 +17,21 @@ use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::{Event, Stream};
 use crate::device::{Buffer, Job, Placed, Placement, Slot, Worker, worker_panicked};
 use crate::error::{Error, Result};
+use crate::queue::Sender;
 use crate::source::system::stay_on_node;
 
-/// A job whose copies were given to the driver, and the event after them.
+/// A job that was given to the driver.
 struct Begun {
     job: Job,
-    event: Result<Event>,
+    marks: Result<Marks>,
+}
+
+/// Points of the stream.
+struct Marks {
+    /// Behind the copies, where kernels follow.
+    copied: Option<Event>,
+    /// Behind all.
+    done: Event,
 }
 
 /// Copies slots to one GPU, by a stream of its own.
@@ -34,7 +44,7 @@ pub(crate) struct CudaWorker {
 /// Who does the work.
 enum Hands {
     /// A thread that begins copies, and one that waits for them.
-    Threads(Option<Sender<Job>>, Vec<JoinHandle<()>>),
+    Threads(Option<channel::Sender<Job>>, Vec<JoinHandle<()>>),
     /// The caller's, one slot after the other.
     Callers(Box<Issuer>),
 }
@@ -61,14 +71,21 @@ impl CudaWorker {
             gpu.node().into_iter().for_each(stay_on_node);
             // Where this fails, so does all that follows, and says so.
             let _current = gpu.make_current();
-            for Begun { job, event } in begun {
-                let result = event.and_then(|event| {
+            for Begun { job, marks } in begun {
+                let mut copied_at = None;
+                let result = marks.and_then(|Marks { copied, done: event }| {
+                    if let Some(copied) = copied {
+                        copied.synchronize()?;
+                        copied_at = Some(Instant::now());
+                        let _kept = events_in.send(copied);
+                    }
                     let seen = event.synchronize();
                     // The issuer may have ended; then the event ends here.
                     let _kept = events_in.send(event);
                     seen
                 });
-                if results.send(placed(job, result, &copies)).is_err() {
+                let placed = Placed { copied: copied_at, ..placed(job, result, &copies) };
+                if results.send(placed).is_err() {
                     break;
                 }
             }
@@ -98,11 +115,11 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 fn placed(job: Job, result: Result<()>, copies: &Stream) -> Placed {
     let Job { tag, slot, .. } = job;
     if result.is_ok() || copies.synchronize().is_ok() {
-        return Placed { tag, slot: Some(slot), result };
+        return Placed { tag, slot: Some(slot), copied: None, result };
     }
     // The GPU may read it yet, for all that is known: it stays mapped for ever.
     Box::leak(Box::new(slot));
-    Placed { tag, slot: None, result }
+    Placed { tag, slot: None, copied: None, result }
 }
 
 impl Worker for CudaWorker {
@@ -168,13 +185,13 @@ impl Issuer {
     }
 
     /// Begins jobs, in a thread of its own.
-    fn run(mut self, jobs: &Receiver<Job>, begun_in: &Sender<Begun>) {
+    fn run(mut self, jobs: &Receiver<Job>, begun_in: &channel::Sender<Begun>) {
         let mut current = false;
         for mut job in jobs {
             let ready = if current { Ok(()) } else { self.gpu.make_current() };
             current = ready.is_ok();
-            let event = ready.and_then(|()| self.issue_caught(&mut job));
-            if begun_in.send(Begun { job, event }).is_err() {
+            let marks = ready.and_then(|()| self.issue_caught(&mut job));
+            if begun_in.send(Begun { job, marks }).is_err() {
                 break;
             }
         }
@@ -183,31 +200,34 @@ impl Issuer {
     /// Does a job from begin to end, in the caller's thread.
     fn place(&mut self, job: &mut Job) -> Result<()> {
         let _entered = self.gpu.enter()?;
-        self.issue_caught(job)?.synchronize()
+        self.issue_caught(job)?.done.synchronize()
     }
 
-    fn issue_caught(&mut self, job: &mut Job) -> Result<Event> {
+    fn issue_caught(&mut self, job: &mut Job) -> Result<Marks> {
         let begun = catch_unwind(AssertUnwindSafe(|| self.issue(job)));
         begun.unwrap_or_else(|_| Err(worker_panicked("copy")))
     }
 
     /// Gives a job's copies to the driver.
-    fn issue(&mut self, job: &mut Job) -> Result<Event> {
+    fn issue(&mut self, job: &mut Job) -> Result<Marks> {
         job.slot.pin(self.gpu);
         self.wait_for_user()?;
         let (staged, direct) = self.sorted(&job.placements);
         for piece in direct {
             self.copy(address_of(piece)?, &job.slot, piece.slot_offset, piece.bytes)?;
         }
+        let mut copied = None;
         if !staged.is_empty() {
-            self.place_staged(&mut job.slot, &staged)?;
+            copied = Some(self.place_staged(&mut job.slot, &staged)?);
         }
-        let event = match self.events.try_recv() {
-            Ok(used) => used,
-            Err(_) => Event::new(self.gpu)?,
-        };
+        let event = self.event()?;
         event.record(&self.stream)?;
-        Ok(event)
+        Ok(Marks { copied, done: event })
+    }
+
+    /// An event, one that was waited for if there is any.
+    fn event(&self) -> Result<Event> {
+        self.events.try_recv().or_else(|_| Event::new(self.gpu))
     }
 
     fn wait_for_user(&mut self) -> Result<()> {
@@ -250,11 +270,12 @@ impl Issuer {
     }
 
     /// Copies runs of pieces to staging memory, from where kernels place them all. The next job's
-    /// copies stand behind the kernels in the stream, so the staging memory is free.
-    fn place_staged(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<()> {
+    /// copies stand behind the kernels in the stream, so the staging memory is free. Gives the point
+    /// between the two.
+    fn place_staged(&mut self, slot: &mut Slot, pieces: &[&Placement]) -> Result<Event> {
         let Some(staging) = self.staging() else {
-            let lost = || Err(Error::Internal("staging memory that is not there".to_owned()));
-            return self.staging.take().unwrap_or_else(lost).map(drop);
+            let lost = || Error::Internal("staging memory that is not there".to_owned());
+            return Err(self.staging.take().and_then(Result::err).unwrap_or_else(lost));
         };
         for run in runs(pieces) {
             self.copy(staging + run.0 as u64, slot, run.0, run.1 - run.0)?;
@@ -269,12 +290,14 @@ impl Issuer {
             address
         };
         let kernels = self.gpu.kernels().map_err(|text| Error::Internal(text.to_owned()))?;
+        let copied = self.event()?;
+        copied.record(&self.stream)?;
         for (kernel, offset, count) in tables.launches() {
             // SAFETY: as for `copy`; the table is part of the slot or of the staging memory, which
             // is freed in the order of the stream, behind the kernels.
             unsafe { kernels.launch(kernel, &self.stream, table + offset, count)? }
         }
-        Ok(())
+        Ok(copied)
     }
 }
 

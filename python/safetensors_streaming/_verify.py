@@ -1,0 +1,158 @@
+"""Whether the bytes of a checkpoint are those that somebody knows the digests of."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors_streaming import _native
+from safetensors_streaming._checkpoint import PathOrPaths, Progress, paths_of
+
+#: The first line of a manifest.
+FORMAT = "safetensors-streaming manifest 1"
+
+#: A file as `_native.describe` tells of it: path, bytes, first byte of the data, metadata, tensors
+#: with name, dtype, shape, first byte and the byte after the last.
+FileFacts = tuple[Path, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class Mismatch(NamedTuple):
+    """A digest that is not the one that is known.
+
+    Attributes:
+        path: The file.
+        tensor: The tensor; None where it is the whole file, or its header.
+        wanted: The SHA-256 that is known, or None where the manifest knows no such file or tensor.
+        got: That of the bytes, or None where they are missing.
+    """
+
+    path: str
+    tensor: str | None
+    wanted: str | None
+    got: str | None
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        what = f"{self.path}: tensor {self.tensor!r}" if self.tensor else self.path
+        if self.got is None:
+            return f"{what}: the manifest knows it, and it is missing"
+        if self.wanted is None:
+            return f"{what}: it is not in the manifest"
+        return f"{what}: sha256 is {self.got}, and should be {self.wanted}"
+
+
+def hub_sha256(path: str | PathLike[str]) -> str | None:
+    """The digest that the hub's cache has named a file by.
+
+    `huggingface_hub` keeps a large file under `blobs/` by the SHA-256 of its content and links to
+    it.
+    """
+    real = Path(os.path.realpath(path))
+    named = real.parent.name == "blobs" and _SHA256.fullmatch(real.name)
+    return real.name.lower() if named else None
+
+
+def known_sha256(paths: list[str], known: str | Mapping[str, str] | None) -> dict[str, str]:
+    """The digests of files: those given, by name or for the only one, or those of the hub's cache.
+
+    Raises:
+        ValueError: A digest is none, or one for several files, or for a file that is not there.
+    """
+    if known is None:
+        found = {path: hub_sha256(path) for path in paths}
+        return {path: digest for path, digest in found.items() if digest}
+    if isinstance(known, str):
+        if len(paths) != 1:
+            raise ValueError(f"one SHA-256 for {len(paths)} files: give each its own, by file name")
+        known = {Path(paths[0]).name: known}
+    names = {Path(path).name: path for path in paths}
+    for name, digest in known.items():
+        if not _SHA256.fullmatch(digest):
+            raise ValueError(f"{digest!r} is no SHA-256 in hexadecimal digits")
+        if name not in names:
+            raise ValueError(f"no file {name!r} in this checkpoint, which has {sorted(names)}")
+    return {names[name]: digest.lower() for name, digest in known.items()}
+
+
+def check_sha256(
+    path: PathOrPaths,
+    known: str | Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[str], list[Mismatch]]:
+    """Compare files with the SHA-256 that is known of them.
+
+    Args:
+        path: A checkpoint, as for `load_checkpoint`.
+        known: The digest of the only file, or digests by file name; None takes those that the hub's
+            cache has named its files by.
+        progress: Called with the bytes done and the bytes in all.
+
+    Returns:
+        The files of which no digest is known, and what does not agree.
+    """
+    files = [str(file) for file, *_ in _native.describe(paths_of(path))]
+    wanted = known_sha256(files, known)
+    digests = _native.digest_checkpoint(list(wanted), progress=progress) if wanted else []
+    mismatches = [
+        Mismatch(str(file), None, wanted[str(file)], digest)
+        for file, [(_, digest)] in digests
+        if digest != wanted[str(file)]
+    ]
+    return [file for file in files if file not in wanted], mismatches
+
+
+def make_manifest(path: PathOrPaths, progress: Progress | None = None) -> dict[str, Any]:
+    """The SHA-256 of every tensor and header of a checkpoint, ready for JSON."""
+    files = {}
+    for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
+        (_, header), *tensors = digests
+        files[Path(file).name] = {"header": header, "tensors": dict(tensors)}
+    return {"format": FORMAT, "files": files}
+
+
+def check_manifest(
+    path: PathOrPaths, manifest: str | PathLike[str], progress: Progress | None = None
+) -> list[Mismatch]:
+    """Compare every header and tensor with a manifest that `make_manifest` made.
+
+    Returns:
+        What does not agree, files and tensors that only one of both has included.
+
+    Raises:
+        ValueError: The file is no such manifest.
+    """
+    wanted = _read_manifest(manifest)
+    mismatches = []
+    for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
+        own = wanted.pop(Path(file).name, None)
+        if own is None:
+            mismatches.append(Mismatch(str(file), None, None, digests[0][1]))
+            continue
+        known = {"": own["header"], **own["tensors"]}
+        for name, digest in digests:
+            expected = known.pop(name, None)
+            if digest != expected:
+                mismatches.append(Mismatch(str(file), name or None, expected, digest))
+        mismatches += [Mismatch(str(file), name, digest, None) for name, digest in known.items()]
+    mismatches += [Mismatch(name, None, own["header"], None) for name, own in wanted.items()]
+    return mismatches
+
+
+def _read_manifest(path: str | PathLike[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        files = content["files"]
+        whole = content["format"] == FORMAT and all(
+            isinstance(file["header"], str) and isinstance(file["tensors"], dict)
+            for file in files.values()
+        )
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)} is no manifest of digests: {error}") from error
+    if not whole:
+        raise ValueError(f"{os.fspath(path)} is no manifest of digests of the format {FORMAT!r}")
+    return dict(files)

@@ -1,0 +1,183 @@
+//! Digests what is read, as it passes from the reader to the device.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use crossbeam::channel::{self, unbounded};
+
+use crate::device::{Slot, worker_panicked};
+use crate::digest::{Digest, Digests};
+use crate::error::{Error, Result};
+use crate::queue::{Receiver, Sender, Wakes, queue};
+use crate::reader::{ChoosingReader, Completion, Reader, Request};
+use crate::source::Source;
+
+/// A reader whose slots go through a digesting thread, one for each file, in the order in which the
+/// reads were begun; that has to be the order of the file.
+pub(crate) struct DigestingReader<'load> {
+    inner: ChoosingReader,
+    sources: &'load [Arc<dyn Source>],
+    /// What was not begun yet, by source.
+    waiting: Vec<Option<Digests>>,
+    lanes: Vec<Option<Lane>>,
+    /// Reads that ended before those in front of them.
+    early: BTreeMap<usize, Completion>,
+    next: usize,
+    failed: bool,
+    passed: (Sender<Completion>, Receiver<Completion>),
+    passing: usize,
+}
+
+/// The thread of one file.
+struct Lane {
+    slots: Option<channel::Sender<Completion>>,
+    thread: JoinHandle<io::Result<Vec<Digest>>>,
+}
+
+impl<'load> DigestingReader<'load> {
+    /// Digests of each source, made of what a reader reads of it; without any, the reader as it is.
+    pub(crate) fn new(
+        inner: ChoosingReader,
+        sources: &'load [Arc<dyn Source>],
+        digests: Vec<Digests>,
+    ) -> Self {
+        Self {
+            inner,
+            sources,
+            lanes: digests.iter().map(|_| None).collect(),
+            waiting: digests.into_iter().map(Some).collect(),
+            early: BTreeMap::new(),
+            next: 0,
+            failed: false,
+            passed: queue(),
+            passing: 0,
+        }
+    }
+
+    /// The digests of each source, what was never read of it read now.
+    pub(crate) fn finish(&mut self) -> Result<Vec<Vec<Digest>>> {
+        for shard in 0..self.lanes.len() {
+            self.lane(shard)?;
+        }
+        self.end()
+    }
+
+    /// The reader behind it.
+    pub(crate) fn inner(&self) -> &ChoosingReader {
+        &self.inner
+    }
+
+    fn end(&mut self) -> Result<Vec<Vec<Digest>>> {
+        let mut lanes: Vec<Lane> = std::mem::take(&mut self.lanes).into_iter().flatten().collect();
+        for lane in &mut lanes {
+            lane.slots = None;
+        }
+        let ended = |(lane, source): (Lane, &Arc<dyn Source>)| {
+            let digests = lane.thread.join().map_err(|_| worker_panicked("digest"))?;
+            digests.map_err(|error| Error::io(source.path(), error))
+        };
+        lanes.into_iter().zip(self.sources).map(ended).collect()
+    }
+
+    fn lane(&mut self, shard: usize) -> Result<&mut Lane> {
+        if let Some(digests) = self.waiting[shard].take() {
+            let (slots, slots_out) = unbounded();
+            let (source, passed) = (Arc::clone(&self.sources[shard]), self.passed.0.clone());
+            let work = move || digest(digests, source.as_ref(), &slots_out, &passed);
+            let thread = Builder::new().name("sst-digest".to_owned()).spawn(work);
+            let thread = thread.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+            self.lanes[shard] = Some(Lane { slots: Some(slots), thread });
+        }
+        let gone = || Error::Internal("a file that is not digested".to_owned());
+        self.lanes[shard].as_mut().ok_or_else(gone)
+    }
+
+    /// Hands on what has its turn.
+    fn pass(&mut self) {
+        while let Some(completion) = self.early.remove(&self.next) {
+            self.next += 1;
+            let shard = completion.request.shard;
+            for earlier in self.lanes[..shard].iter_mut().flatten() {
+                earlier.slots = None; // its last slot is under way
+            }
+            self.passing += 1;
+            let lane = self.lane(shard).ok().and_then(|lane| lane.slots.as_ref());
+            let left = match lane {
+                Some(slots) => slots.send(completion).err().map(channel::SendError::into_inner),
+                None => Some(completion),
+            };
+            if let Some(completion) = left {
+                self.failed = true; // it has ended, and `finish` tells why
+                let _sent = self.passed.0.send(completion);
+            }
+        }
+    }
+}
+
+/// Digests slots as they come, and passes them on.
+fn digest(
+    mut digests: Digests,
+    source: &dyn Source,
+    slots: &channel::Receiver<Completion>,
+    passed: &Sender<Completion>,
+) -> io::Result<Vec<Digest>> {
+    let mut outcome = Ok(());
+    for completion in slots {
+        if let (Ok(()), Ok(count)) = (&outcome, &completion.result) {
+            let Request { offset, .. } = completion.request;
+            outcome = digests.take(source, offset, &completion.slot.as_slice()[..*count]);
+        }
+        // Nobody waits for it where the load is gone.
+        let _sent = passed.send(completion);
+    }
+    outcome?;
+    digests.finish(source)
+}
+
+impl Drop for DigestingReader<'_> {
+    fn drop(&mut self) {
+        // A load that failed has told why.
+        let _digests = self.end();
+    }
+}
+
+impl Reader for DigestingReader<'_> {
+    fn submit(&mut self, request: Request, slot: Slot) {
+        self.inner.submit(request, slot);
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        if self.lanes.is_empty() {
+            return self.inner.poll();
+        }
+        while let Some(completion) = self.inner.poll() {
+            let whole = matches!(completion.result, Ok(count) if count == completion.request.bytes);
+            if self.failed || !whole {
+                self.failed = true;
+                return Some(completion);
+            }
+            self.early.insert(completion.request.tag, completion);
+            self.pass();
+        }
+        if let Some(completion) = self.passed.1.take() {
+            self.passing -= 1;
+            return Some(completion);
+        }
+        // After a failure nothing has a turn any more.
+        let given_up = if self.failed { self.early.pop_first() } else { None };
+        given_up.map(|(_, completion)| completion)
+    }
+
+    fn add_to(&self, wakes: &mut Wakes) {
+        self.inner.add_to(wakes);
+        if self.passing > 0 {
+            self.passed.1.add_to(wakes);
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight() + self.early.len() + self.passing
+    }
+}
