@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from gpu import ALLOCATORS, NEEDS_SIMULATOR, check
 from oracle import STOCK, Entry, evict, outcome, write_raw
 from process import busy, eventually
-from safetensors_streaming import load_checkpoint, load_file, release
+from safetensors_streaming import last_report, load_checkpoint, load_file, release
+from spans import one_after_the_other, spans_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,3 +143,23 @@ def test_no_room_for_staging(tmp_path: Path) -> None:
     simulator.fail_from("cuMemAllocAsync", 1, 2)
     check(load_file(path, "cuda"), STOCK.load_file(path))
     assert simulator.statistics()["h2d"]["copies"] == len(entries)
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_copies_and_kernels_have_lanes_of_their_own(tmp_path: Path, allocator: str) -> None:
+    entries = {f"small.{number}": Entry("F32", [256]) for number in range(4000)}
+    entries["zlarge"] = Entry("F32", [4 << 20])
+    path = write_raw(tmp_path / "small.safetensors", entries)
+    load_file(path, device="cuda", allocator=allocator)
+    report = last_report()
+    assert report is not None
+    events = json.loads(report.trace() or "")["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert {"copies to cuda:0", "kernels on cuda:0"} < names
+    (copies,) = spans_of(events, {"copy"}).values()
+    (kernels,) = spans_of(events, {"kernels"}).values()
+    assert one_after_the_other(copies)
+    assert one_after_the_other(kernels)
+    assert one_after_the_other(sorted(copies + kernels))  # one stream does one thing at a time
+    assert len(copies) == len([event for event in events if event["name"] == "read"])
+    assert 0 < len(kernels) < len(copies)

@@ -14,7 +14,6 @@ import safetensors
 import safetensors_streaming
 import torch
 from oracle import (
-    DTYPES,
     SLOW_BYTES,
     SLOW_TENSORS,
     STOCK,
@@ -252,48 +251,7 @@ def test_what_a_callback_raises_comes_out(slow: Path, callback: str, backend: st
     assert len(load_checkpoint(slow, backend=backend)) == SLOW_TENSORS
 
 
-# What it reports, and gives back.
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_report(checkpoint: Path, backend: str) -> None:
-    load_checkpoint(checkpoint, backend=backend)
-    report = last_report()
-    assert isinstance(report, safetensors_streaming.Report)
-    facts = report.to_dict()
-    assert json.loads(report.to_json()) == facts
-    assert {name: getattr(report, name) for name in facts} == facts
-    assert facts["files"] == 3
-    assert facts["tensors"] == 3 * len(DTYPES)
-    assert facts["bytes"] == sum(tensor.nbytes for tensor in by_stock(checkpoint).values())
-    assert set(facts["seconds"]) == {"open", "plan", "load", "tensors", "total"}
-    assert 0 < facts["seconds"]["total"] < 60
-    assert all(0 <= part <= facts["seconds"]["total"] for part in facts["seconds"].values())
-    assert 0 <= facts["cached_fraction"] <= 1
-    known = {"mmap"} if backend == "mmap" else {"io_uring", "pread", "pread-direct"}
-    assert set(facts["reader"].split("+")) <= known
-    assert facts["reason"]
-    if backend == "pread":
-        assert facts["threads"] > 0
-        assert 0 < facts["ring_bytes_peak"] <= 256 * MIB
-
-
-def test_no_report_before_the_first_load() -> None:
-    run_python(
-        """
-        import safetensors_streaming
-        assert safetensors_streaming.last_report() is None
-        """
-    )
-
-
-def test_a_warm_file_is_read_from_the_cache(large: Path) -> None:
-    large.read_bytes()
-    load_checkpoint(large, backend="pread", cache="bypass")
-    report = last_report()
-    assert report is not None
-    assert report.cached_fraction > 0.9
-    assert report.reader == "pread"
+# What it gives back.
 
 
 def test_release_gives_the_slots_back(large: Path) -> None:

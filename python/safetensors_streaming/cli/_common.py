@@ -15,6 +15,8 @@ from safetensors_streaming import SafetensorError
 BAD_CHECKPOINT, REFUSED = 1, 3
 #: Where there is no terminal whose width would count.
 WIDTH_WITHOUT_TERMINAL = 160
+#: Narrower ones get fewer columns.
+NARROW = 80
 
 path_argument = click.argument("path", type=click.Path())
 device_option = click.option(
@@ -43,7 +45,7 @@ def say_json(content: object) -> None:
 
 def say_table(headings: list[str], rows: list[list[str]], numbers: frozenset[str]) -> None:
     """Print a table; columns of numbers stand to the right, and what does not fit is folded."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="")
     for heading in headings:
         right = heading in numbers
         table.add_column(

@@ -9,6 +9,8 @@ from safetensors_streaming import _native
 from safetensors_streaming._checkpoint import paths_of
 from safetensors_streaming._verify import FileFacts
 from safetensors_streaming.cli._common import (
+    NARROW,
+    console,
     ends_well,
     json_option,
     path_argument,
@@ -48,15 +50,22 @@ def inspect(path: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it
             for key, value in sorted(metadata.items()):
                 say(f"  {key}: {value}")
     say("")
-    several = len(files) > 1
+    narrow, several = console().width < NARROW, len(files) > 1
+    headings = ["tensor", "dtype", "shape"]
+    headings += [] if narrow else ["size", "offset", *(["file"] if several else [])]
     tensors = [
-        [name, dtype, " x ".join(map(str, shape)) or "scalar", f"{end - begin:,}", f"{begin:,}"]
-        + ([Path(file).name] if several else [])
+        [
+            name,
+            dtype,
+            " x ".join(map(str, shape)) or "scalar",
+            f"{end - begin:,}",
+            f"{begin:,}",
+            Path(file).name,
+        ]
         for file, _, _, _, own in files
         for name, dtype, shape, begin, end in own
     ]
-    headings = ["tensor", "dtype", "shape", "size", "offset", *(["file"] if several else [])]
-    say_table(headings, tensors, NUMBERS)
+    say_table(headings, [row[: len(headings)] for row in tensors], NUMBERS)
 
 
 def _as_json(file: FileFacts) -> dict[str, object]:

@@ -1,0 +1,247 @@
+"""The command line: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from oracle import by_stock, shards, write_checkpoint
+from process import environment
+from safetensors_streaming.cli import main
+
+BAD, USAGE, REFUSED = 1, 2, 3
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def told(*words: object) -> Any:  # noqa: ANN401 - whatever the JSON is
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def table_of(file: Path) -> tuple[int, dict[str, Any]]:
+    """The first byte of a file's data, and its table."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return 8 + length, json.loads(content[8 : 8 + length])
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return write_checkpoint(tmp_path / "own")
+
+
+def test_inspect_tells_the_table_of_every_file(checkpoint: Path) -> None:
+    files = told("inspect", checkpoint)["files"]
+    assert [Path(file["path"]) for file in files] == shards(checkpoint)
+    for file in files:
+        start, table = table_of(Path(file["path"]))
+        metadata = table.pop("__metadata__", None)
+        assert file["metadata"] == metadata
+        assert file["data_start"] == start
+        assert file["bytes"] == Path(file["path"]).stat().st_size
+        assert {tensor["name"] for tensor in file["tensors"]} == set(table)
+        for tensor in file["tensors"]:
+            facts = table[tensor["name"]]
+            assert (tensor["dtype"], tensor["shape"]) == (facts["dtype"], facts["shape"])
+            offsets = [tensor["begin"] - start, tensor["end"] - start]
+            assert offsets == facts["data_offsets"]
+
+
+def test_inspect_sums_up_dtypes(checkpoint: Path) -> None:
+    totals = told("inspect", checkpoint)["dtypes"]
+    stock = by_stock(checkpoint)
+    assert sum(facts["tensors"] for facts in totals.values()) == len(stock)
+    assert sum(facts["bytes"] for facts in totals.values()) == sum(t.nbytes for t in stock.values())
+
+
+def test_inspect_in_a_narrow_terminal_without_colour_loses_nothing(checkpoint: Path) -> None:
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    words = [sys.executable, "-m", "safetensors_streaming", "inspect", str(shards(checkpoint)[0])]
+    variables = environment({"NO_COLOR": "1", "TERM": "xterm"})
+    with subprocess.Popen(  # noqa: S603 - our own command
+        words, stdout=secondary, stderr=secondary, env=variables
+    ) as child:
+        os.close(secondary)
+        text = b""
+        while True:
+            try:
+                piece = os.read(primary, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+            text += piece
+    os.close(primary)
+    assert child.returncode == 0, text
+    assert b"\x1b[3" not in text
+    assert all(len(line) <= 40 for line in text.decode().splitlines())
+    shown = "".join(text.decode().split())
+    names = set(table_of(shards(checkpoint)[0])[1]) - {"__metadata__"}
+    assert names
+    assert all(name in shown for name in names)
+
+
+def test_a_manifest_holds_the_digest_of_every_header_and_tensor(own: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    assert run("verify", own, "--write-manifest", manifest).exit_code == 0
+    files = json.loads(manifest.read_text())["files"]
+    assert set(files) == {file.name for file in shards(own)}
+    for file in shards(own):
+        content, (start, table) = file.read_bytes(), table_of(file)
+        assert files[file.name]["header"] == hashlib.sha256(content[:start]).hexdigest()
+        table.pop("__metadata__", None)
+        for name, facts in table.items():
+            begin, end = (start + offset for offset in facts["data_offsets"])
+            expected = hashlib.sha256(content[begin:end]).hexdigest()
+            assert files[file.name]["tensors"][name] == expected
+    result = told("verify", own, "--manifest", manifest)
+    assert result["mismatches"] == []
+    assert result["bytes_digested"] == sum(file.stat().st_size for file in shards(own))
+
+
+def test_one_flipped_bit_is_found_and_its_tensor_named(own: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    run("verify", own, "--write-manifest", manifest)
+    file = shards(own)[1]
+    start, table = table_of(file)
+    table.pop("__metadata__", None)
+    for name, facts in table.items():
+        begin, end = (start + offset for offset in facts["data_offsets"])
+        if begin == end:
+            continue
+        for place in {begin, (begin + end) // 2, end - 1}:
+            flip(file, place)
+            result = run("verify", own, "--manifest", manifest, "--json")
+            flip(file, place)
+            assert result.exit_code == BAD
+            (mismatch,) = json.loads(result.stdout)["mismatches"]
+            assert (Path(mismatch["path"]), mismatch["tensor"]) == (file, name)
+    assert run("verify", own, "--manifest", manifest).exit_code == 0
+
+
+def test_a_changed_header_is_found(own: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    run("verify", own, "--write-manifest", manifest)
+    file = shards(own)[0]
+    text = file.read_bytes()
+    assert text.count(b'"format": "pt"') == 1
+    file.write_bytes(text.replace(b'"format": "pt"', b'"format": "tp"'))
+    result = run("verify", own, "--manifest", manifest)
+    assert result.exit_code == BAD
+    assert f"MISMATCH: {file}: sha256 is" in result.output
+
+
+def test_files_and_tensors_that_only_one_side_has(own: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    run("verify", own, "--write-manifest", manifest)
+    content = json.loads(manifest.read_text())
+    first, second, _ = (file.name for file in shards(own))
+    del content["files"][first]
+    name = min(content["files"][second]["tensors"])
+    content["files"][second]["tensors"]["another"] = content["files"][second]["tensors"].pop(name)
+    content["files"]["more.safetensors"] = {"header": "0" * 64, "tensors": {}}
+    manifest.write_text(json.dumps(content))
+    result = run("verify", own, "--manifest", manifest)
+    assert result.exit_code == BAD
+    lines = [line for line in result.output.splitlines() if line.startswith("MISMATCH")]
+    assert len(lines) == 4
+    for words in (
+        first,
+        f"tensor '{name}': it is not in",
+        "tensor 'another': the manifest",
+        "more",
+    ):
+        assert any(words in line for line in lines), words
+
+
+def test_the_digest_of_a_file(own: Path) -> None:
+    file = shards(own)[0]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert run("verify", file, "--sha256", digest.upper()).exit_code == 0
+    flip(file, file.stat().st_size - 1)
+    result = run("verify", file, "--sha256", digest)
+    assert result.exit_code == BAD
+    assert digest in result.output
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in result.output
+
+
+def test_the_names_of_the_hubs_cache_are_digests(own: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "hub/blobs", tmp_path / "hub/snapshots/abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in own.iterdir():
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        file.rename(blobs / digest)
+        (snapshot / file.name).symlink_to(blobs / digest)
+    result = told("verify", snapshot)
+    assert (result["mismatches"], result["digest_unknown"]) == ([], [])
+    damaged = shards(snapshot)[2]
+    flip(damaged, damaged.stat().st_size - 1)
+    result = run("verify", snapshot)
+    assert result.exit_code == BAD
+    assert str(damaged) in result.output
+
+
+def test_without_a_digest_the_structure_alone_is_checked(own: Path) -> None:
+    result = run("verify", own)
+    assert result.exit_code == 0
+    assert "no digest is known" in result.output
+    assert told("verify", own)["bytes_digested"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("verify", "{own}", "--sha256", "0" * 64), USAGE),  # one digest for three files
+        (("verify", "{file}", "--sha256", "xyz"), USAGE),
+        (("verify", "{file}", "--manifest", "{file}"), USAGE),
+        (("verify", "{file}", "--sha256", "0" * 64, "--write-manifest", "m"), USAGE),
+        (("load", "{file}", "--device", "tpu"), USAGE),
+        (("load", "{file}", "--cache", "perhaps"), USAGE),
+        (("inspect", "{own}/missing"), REFUSED),
+        (("load", "{own}/missing"), REFUSED),
+        (("inspect", "{bad}"), BAD),
+        (("verify", "{bad}"), BAD),
+        (("load", "{bad}"), BAD),
+    ],
+)
+def test_exit_codes(own: Path, words: tuple[str, ...], code: int) -> None:
+    bad = own.parent / "bad.safetensors"
+    bad.write_bytes(b"<html>not found</html>")
+    file = shards(own)[0]
+    result = run(*(word.format(own=own, file=file, bad=bad) for word in words))
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    assert result.stderr
+
+
+def test_load_tells_what_bound_it_and_writes_the_time_line(own: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    result = run("load", own, "--trace", trace)
+    assert result.exit_code == 0, result.output
+    assert "bound by" in result.output
+    spans = [event for event in json.loads(trace.read_text())["traceEvents"] if "dur" in event]
+    assert {"read", "allocate", "place", "deliver"} == {span["name"] for span in spans}
+    facts = told("load", own)
+    assert facts["tensors"] == len(by_stock(own))
