@@ -160,6 +160,8 @@ def test_interrupted_and_loaded_again(slow: Path) -> None:
         import os, signal, sys
         from safetensors_streaming import load_checkpoint
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # see above
+
         def interrupt(done, total):
             if done < total:
                 os.kill(os.getpid(), signal.SIGINT)
