@@ -11,16 +11,27 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from oracle import by_stock, shards, write_checkpoint
+from oracle import by_stock, shards, write_checkpoint, write_sparse
 from process import environment
 from safetensors_streaming.cli import main
 
-BAD, USAGE, REFUSED = 1, 2, 3
+BAD, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
+
+#: Raises SIGINT half a second into the digests of a file.
+INTERRUPTED_VERIFY = """
+import signal, sys, threading
+from safetensors_streaming.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
+main(["verify", sys.argv[1], "--sha256", "0" * 64])
+"""
 
 
 def run(*words: object) -> Result:
@@ -246,3 +257,22 @@ def test_load_tells_what_bound_it_and_writes_the_time_line(own: Path, tmp_path: 
     assert {"read", "allocate", "place", "deliver"} == {span["name"] for span in spans}
     facts = told("load", own)
     assert facts["tensors"] == len(by_stock(own))
+
+
+def test_a_manifest_of_files_of_one_name_is_refused(own: Path, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.safetensors").write_bytes(shards(own)[0].read_bytes())
+    manifest = tmp_path / "manifest.json"
+    result = run("verify", tmp_path / "*/m.safetensors", "--write-manifest", manifest)
+    assert result.exit_code != 0
+    assert not manifest.exists()
+
+
+def test_verify_ends_at_once_when_it_is_interrupted(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "long.safetensors", 64, 256 << 20)
+    words = [sys.executable, "-c", INTERRUPTED_VERIFY, str(path)]
+    began = time.monotonic()
+    ended = subprocess.run(words, check=False, timeout=60, env=environment())  # noqa: S603
+    assert ended.returncode == INTERRUPTED
+    assert time.monotonic() - began < 10  # all of it, 16 GiB, takes several times that

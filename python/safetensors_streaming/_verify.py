@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from safetensors_streaming import _native
 from safetensors_streaming._checkpoint import PathOrPaths, Progress, paths_of
 
-#: The first line of a manifest.
+#: What a manifest says it is.
 FORMAT = "safetensors-streaming manifest 1"
 
 #: A file as `_native.describe` tells of it: path, bytes, first byte of the data, metadata, tensors
@@ -38,7 +38,7 @@ class Mismatch(NamedTuple):
 
     def __str__(self) -> str:
         """Say it in a line."""
-        what = f"{self.path}: tensor {self.tensor!r}" if self.tensor else self.path
+        what = f"{self.path}: tensor {self.tensor!r}" if self.tensor is not None else self.path
         if self.got is None:
             return f"{what}: the manifest knows it, and it is missing"
         if self.wanted is None:
@@ -108,6 +108,7 @@ def check_sha256(
 
 def make_manifest(path: PathOrPaths, progress: Progress | None = None) -> dict[str, Any]:
     """The SHA-256 of every tensor and header of a checkpoint, ready for JSON."""
+    _check_names(_native.describe(paths_of(path)))
     files = {}
     for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
         (_, header), *tensors = digests
@@ -127,20 +128,31 @@ def check_manifest(
         ValueError: The file is no such manifest.
     """
     wanted = _read_manifest(manifest)
+    _check_names(_native.describe(paths_of(path)))
     mismatches = []
     for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
         own = wanted.pop(Path(file).name, None)
         if own is None:
             mismatches.append(Mismatch(str(file), None, None, digests[0][1]))
             continue
-        known = {"": own["header"], **own["tensors"]}
-        for name, digest in digests:
+        (_, header), *tensors = digests
+        if header != own["header"]:
+            mismatches.append(Mismatch(str(file), None, own["header"], header))
+        known = dict(own["tensors"])
+        for name, digest in tensors:
             expected = known.pop(name, None)
             if digest != expected:
-                mismatches.append(Mismatch(str(file), name or None, expected, digest))
+                mismatches.append(Mismatch(str(file), name, expected, digest))
         mismatches += [Mismatch(str(file), name, digest, None) for name, digest in known.items()]
     mismatches += [Mismatch(name, None, own["header"], None) for name, own in wanted.items()]
     return mismatches
+
+
+def _check_names(files: list[FileFacts]) -> None:
+    """Refuse files that a manifest, which knows them by name, could not tell apart."""
+    names = [Path(file[0]).name for file in files]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"a manifest is of one folder, and these names stand twice: {repeated}")
 
 
 def _read_manifest(path: str | PathLike[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{self, unbounded};
@@ -26,6 +27,8 @@ pub(crate) struct DigestingReader<'load> {
     early: BTreeMap<usize, Completion>,
     next: usize,
     failed: bool,
+    /// Whether every read of the load has passed, so that what is left of the files is to be read.
+    whole: Arc<AtomicBool>,
     passed: (Sender<Completion>, Receiver<Completion>),
     passing: usize,
 }
@@ -51,16 +54,19 @@ impl<'load> DigestingReader<'load> {
             early: BTreeMap::new(),
             next: 0,
             failed: false,
+            whole: Arc::default(),
             passed: queue(),
             passing: 0,
         }
     }
 
-    /// The digests of each source, what was never read of it read now.
+    /// The digests of each source, what was never read of it read now. A reader that is dropped before
+    /// reads nothing more.
     pub(crate) fn finish(&mut self) -> Result<Vec<Vec<Digest>>> {
         for shard in 0..self.lanes.len() {
             self.lane(shard)?;
         }
+        self.whole.store(true, Ordering::Relaxed);
         self.end()
     }
 
@@ -85,7 +91,8 @@ impl<'load> DigestingReader<'load> {
         if let Some(digests) = self.waiting[shard].take() {
             let (slots, slots_out) = unbounded();
             let (source, passed) = (Arc::clone(&self.sources[shard]), self.passed.0.clone());
-            let work = move || digest(digests, source.as_ref(), &slots_out, &passed);
+            let whole = Arc::clone(&self.whole);
+            let work = move || digest(digests, source.as_ref(), &slots_out, &passed, &whole);
             let thread = Builder::new().name("sst-digest".to_owned()).spawn(work);
             let thread = thread.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
             self.lanes[shard] = Some(Lane { slots: Some(slots), thread });
@@ -99,9 +106,6 @@ impl<'load> DigestingReader<'load> {
         while let Some(completion) = self.early.remove(&self.next) {
             self.next += 1;
             let shard = completion.request.shard;
-            for earlier in self.lanes[..shard].iter_mut().flatten() {
-                earlier.slots = None; // its last slot is under way
-            }
             self.passing += 1;
             let lane = self.lane(shard).ok().and_then(|lane| lane.slots.as_ref());
             let left = match lane {
@@ -122,6 +126,7 @@ fn digest(
     source: &dyn Source,
     slots: &channel::Receiver<Completion>,
     passed: &Sender<Completion>,
+    whole: &AtomicBool,
 ) -> io::Result<Vec<Digest>> {
     let mut outcome = Ok(());
     for completion in slots {
@@ -133,6 +138,9 @@ fn digest(
         let _sent = passed.send(completion);
     }
     outcome?;
+    if !whole.load(Ordering::Relaxed) {
+        return Ok(Vec::new()); // the load was given up: nobody wants them
+    }
     digests.finish(source)
 }
 

@@ -44,6 +44,9 @@ impl UringReader {
     /// Tries the kernel; in case of refusal says why, in words that a person can act on.
     pub(crate) fn probe(sources: Arc<[Arc<dyn Source>]>) -> Result<Self, String> {
         let ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
+        if !ring.params().is_feature_rw_cur_pos() {
+            return Err("io_uring of this kernel is too old: it has no plain reads".to_owned());
+        }
         let table = ring.submitter().register_buffers_sparse(QUEUE_ENTRIES);
         let registered_max = if table.is_ok() { QUEUE_ENTRIES } else { 0 };
         let (registered, pending, ended) = (Vec::new(), Vec::new(), VecDeque::new());

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from safetensors_streaming import SafetensorError
 
-BAD_CHECKPOINT, REFUSED = 1, 3
+BAD_CHECKPOINT, REFUSED, INTERRUPTED = 1, 3, 130
 #: Where there is no terminal whose width would count.
 WIDTH_WITHOUT_TERMINAL = 160
 #: Narrower ones get fewer columns.
@@ -78,6 +78,8 @@ def ends_well(command: Command) -> Command:
         except (OSError, RuntimeError, MemoryError, ImportError) as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(REFUSED)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
 

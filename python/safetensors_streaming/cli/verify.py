@@ -78,6 +78,10 @@ def verify(
         )
     else:
         _say(files, digested, seconds, unknown, mismatches)
+        if write_manifest is not None:
+            say(f"digests: written to {write_manifest}")
+        elif digested and not mismatches:
+            say(f"content: {len(files) - len(unknown)} of {len(files)} files agree")
     if mismatches:
         sys.exit(BAD_CHECKPOINT)
 
@@ -98,5 +102,3 @@ def _say(
         say(f"content: not checked, no digest is known of {path}")
     for mismatch in mismatches:
         say(f"MISMATCH: {mismatch}")
-    if digested and not mismatches:
-        say("content: agrees")
