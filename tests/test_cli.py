@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from oracle import by_stock, shards, write_checkpoint, write_sparse
+from oracle import Entry, by_stock, shards, write_checkpoint, write_raw, write_sparse
 from process import environment
 from safetensors_streaming.cli import main
 
@@ -276,3 +276,12 @@ def test_verify_ends_at_once_when_it_is_interrupted(tmp_path: Path) -> None:
     ended = subprocess.run(words, check=False, timeout=60, env=environment())  # noqa: S603
     assert ended.returncode == INTERRUPTED
     assert time.monotonic() - began < 10  # all of it, 16 GiB, takes several times that
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ["a\\[red]b", "x:smile:y", "long" * 50]
+    entries = {name: Entry("F32", [1]) for name in names[:2]}
+    path = write_raw(tmp_path / f"{names[2]}.safetensors", entries)
+    shown = run("inspect", path).output
+    assert all(name in shown for name in names[:2])
+    assert str(path) in run("verify", path).output

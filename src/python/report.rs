@@ -123,7 +123,7 @@ impl PyReport {
 
     /// What bound the load, in one line: the part that was under way longest, its share of the time,
     /// the rate of the whole load, and that rate's share of a ceiling. `ceilings` are bytes per second by
-    /// the names of `bound`, as `measure_ceilings` gives them; without one for the link, the rate that
+    /// the names of `bound`; without one for the link, the rate that
     /// its PCI Express generation and width allow is taken.
     #[pyo3(signature = (ceilings=None))]
     fn explain(&self, py: Python<'_>, ceilings: Option<HashMap<String, f64>>) -> String {

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from safetensors_streaming import SafetensorError
 
@@ -30,12 +31,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def console() -> Console:
     """Where text goes: wrapped to the terminal, coloured unless NO_COLOR says not to."""
     width = None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL
-    return Console(highlight=False, width=width)
+    return Console(highlight=False, emoji=False, width=width)
 
 
 def say(text: str) -> None:
     """Print a line."""
-    console().print(text, markup=False)
+    console().print(text, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
 def say_json(content: object) -> None:
@@ -52,7 +53,7 @@ def say_table(headings: list[str], rows: list[list[str]], numbers: frozenset[str
             heading, justify="right" if right else "left", no_wrap=right, overflow="fold"
         )
     for row in rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*(Text(cell) for cell in row))
     console().print(table)
 
 
