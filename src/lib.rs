@@ -54,6 +54,9 @@ pub(crate) mod pipeline;
 /// What a caller opens: shards, headers, names, one tensor, a slice, everything.
 pub(crate) mod checkpoint;
 
+/// What bounds a load on this machine, each part measured alone; what a load will take.
+pub(crate) mod ceilings;
+
 /// One suite of behaviours over every reader, source and device, and the failure sweep.
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]

@@ -141,10 +141,11 @@ def _check(device: object, backend: str) -> int | None:
     """The number of the GPU, or None for the CPU."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is invalid (expected one of: 'mmap', 'pread')")
-    return _ordinal(device)
+    return named_ordinal(device)
 
 
-def _ordinal(device: object) -> int | None:
+def named_ordinal(device: object) -> int | None:
+    """The number of the GPU that a device names, or None for the CPU; others are refused."""
     plain = plain_device(device)
     gpu = cuda_ordinal(plain)
     if plain != "cpu" and gpu is None:
@@ -154,7 +155,7 @@ def _ordinal(device: object) -> int | None:
 
 def _placement(device_map: Mapping[str, object]) -> tuple[Callable[[str], int | None], bool]:
     """What tells the number of the GPU for a name (None: the CPU), and whether there is any."""
-    ordinals = {pattern: _ordinal(device) for pattern, device in device_map.items()}
+    ordinals = {pattern: named_ordinal(device) for pattern, device in device_map.items()}
     longest_first = sorted(ordinals, key=len, reverse=True)
 
     def place(name: str) -> int | None:

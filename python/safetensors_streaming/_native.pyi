@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "describe",
     "digest_checkpoint",
+    "file_facts",
     "gpu_facts",
     "last_report",
     "load_arrays",
@@ -25,6 +26,8 @@ __all__ = [
     "load_checkpoint",
     "load_file",
     "load_into",
+    "machine_facts",
+    "measure_ceilings",
     "read_through",
     "release",
 ]
@@ -181,7 +184,12 @@ def digest_checkpoint(
     tensors: bool = False,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[tuple[Path, list[tuple[str, str]]]]: ...
+def file_facts(path: str | PathLike[str]) -> tuple[int | None, int | None]: ...
 def gpu_facts(device: int) -> dict[str, int | None]: ...
+def machine_facts() -> dict[str, Any]: ...
+def measure_ceilings(
+    paths: Sequence[str | PathLike[str]], device: int | None = None
+) -> tuple[dict[str, float], dict[str, tuple[float, str]]]: ...
 def read_through(paths: Sequence[str | PathLike[str]], cache: str = "auto") -> Report: ...
 def release() -> int: ...
 def last_report() -> Report | None: ...

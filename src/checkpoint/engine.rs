@@ -72,7 +72,7 @@ pub(crate) fn run_digesting(
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
     let bytes = wanted.iter().map(Wanted::bytes).sum();
-    let (chunk_bytes, slots_max) = sizes(sources, bytes);
+    let (chunk_bytes, slots_max) = sizes(are_cached(sources), bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let plan = Plan::new(wanted, &source_bytes, chunk_bytes, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
@@ -108,14 +108,17 @@ pub(crate) fn run_digesting(
     Ok((report, digests))
 }
 
+fn are_cached(sources: &[Arc<dyn Source>]) -> bool {
+    sources.iter().all(|source| source.local().is_none_or(is_mostly_cached))
+}
+
 /// Chunk size and number of slots. What the page cache holds is copied in small chunks through
 /// few slots, which then stay in the last-level cache; a disk wants large reads and many.
-fn sizes(sources: &[Arc<dyn Source>], bytes: u64) -> (usize, usize) {
+pub(crate) fn sizes(cached: bool, bytes: u64) -> (usize, usize) {
     if bytes <= WARM_CHUNK_BYTES as u64 {
         return (SLOT_BYTES, LOAD_SLOTS);
     }
-    let mut cached = sources.iter().map(|source| source.local().is_none_or(is_mostly_cached));
-    if cached.all(|cached| cached) {
+    if cached {
         let fit = last_level_cache_bytes() / 2 / WARM_CHUNK_BYTES;
         (WARM_CHUNK_BYTES, fit.clamp(SLOTS_MIN, LOAD_SLOTS))
     } else {

@@ -13,6 +13,7 @@ mod inspect;
 mod into;
 mod lanes;
 mod load;
+mod machine;
 mod planned;
 mod read_ahead;
 mod report;
@@ -34,6 +35,8 @@ mod _native {
     use super::into::load_into;
     #[pymodule_export]
     use super::load::{load_bytes, load_checkpoint, load_file, read_through, release};
+    #[pymodule_export]
+    use super::machine::{file_facts, machine_facts, measure_ceilings};
     #[pymodule_export]
     use super::planned::PlannedLoad;
     #[pymodule_export]

@@ -29,6 +29,11 @@ pub(crate) fn direct_alignment_bytes(file: &File) -> Option<u32> {
 
 /// Whether the page cache holds the page at an offset; none where the kernel cannot tell.
 pub(crate) fn is_cached(file: &File, offset: u64) -> Option<bool> {
+    cached_pages(file, offset & !4095, 4096).map(|pages| pages > 0)
+}
+
+/// How many of the pages of a range the page cache holds; none where the kernel cannot tell.
+pub(crate) fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
     #[repr(C)]
     struct Range {
         offset: u64,
@@ -45,13 +50,13 @@ pub(crate) fn is_cached(file: &File, offset: u64) -> Option<bool> {
     }
     /// The same number on every architecture since Linux 6.5.
     const CACHESTAT: libc::c_long = 451;
-    let range = Range { offset: offset & !4095, len: 4096 };
+    let range = Range { offset, len: bytes };
     let mut counts = Counts::default();
     // SAFETY: both structures have the kernel's layout (linux/mman.h) and outlive the call.
     let status = unsafe {
         libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut counts, 0_u32)
     };
-    (status == 0).then_some(counts.cached > 0)
+    (status == 0).then_some(counts.cached)
 }
 
 /// Sends bytes of a file to another inside the kernel; tells how many.

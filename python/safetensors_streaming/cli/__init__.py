@@ -8,6 +8,7 @@ interrupted.
 import click
 
 from safetensors_streaming import __version__
+from safetensors_streaming.cli.doctor import doctor
 from safetensors_streaming.cli.inspect import inspect
 from safetensors_streaming.cli.load import load
 from safetensors_streaming.cli.verify import verify
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for _command in (inspect, verify, load):
+for _command in (inspect, verify, load, doctor):
     main.add_command(_command)
