@@ -27,7 +27,7 @@ use crate::reader::{Completion, Reader, Request, wait as wait_for_reader};
 use crate::report::Bound;
 use crate::source::Source;
 
-/// What a round of reads moves; the better one of two counts.
+/// What a round of reads moves.
 const ROUND_BYTES: usize = 128 << 20;
 
 /// How many slots a round of copies moves; the better one of two counts, after a round of `LOAD_SLOTS`
@@ -123,7 +123,8 @@ impl Ceilings {
 }
 
 /// Direct reads, by the reader and as deep as a cold load has them; none where a file's system has none.
-/// The rounds read different bytes: what was read once may be in a cache of the disk's.
+/// The rounds read different bytes, as what was read once may be in a cache of the disk's, and both count:
+/// a load reads slow stretches as well.
 fn disk(sources: &Sources) -> Result<Option<f64>> {
     if !sources.iter().all(|source| source.local().is_some_and(|file| file.direct().is_some())) {
         return Ok(None);
@@ -139,15 +140,16 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
         None => Box::new(DirectPread(PreadReader::new(Arc::clone(sources), requests.len()))),
     };
     let mut slots = new_slots(slots)?;
-    let mut best: f64 = 0.0;
+    let (mut bytes, mut seconds) = (0, 0.0);
     for half in requests.chunks(requests.len().div_ceil(2).max(1)) {
         let round = Round::read(reader.as_mut(), sources, half, &mut slots)?;
-        best = best.max(round.rate());
+        bytes += round.bytes;
+        seconds += round.elapsed.as_secs_f64();
     }
-    Ok(Some(best))
+    Ok(Some(bytes as f64 / seconds))
 }
 
-/// Reads through the page cache, as a warm load has them. The first round fills it.
+/// Reads through the page cache, as a warm load has them. The first round fills it, the better one counts.
 fn page_cache(sources: &Sources) -> Result<f64> {
     let (chunk_bytes, slots) = sizes(true, total_bytes(sources));
     let requests = requests(sources, chunk_bytes);

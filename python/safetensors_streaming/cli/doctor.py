@@ -70,7 +70,7 @@ def _of_machine(machine: Machine) -> Iterator[tuple[str, str]]:
     memlock = "none" if machine.memlock_bytes is None else size(machine.memlock_bytes)
     yield (
         "limit on locked memory",
-        memlock + ("" if machine.memlock_binds else " (not for this user)"),
+        memlock + ("" if machine.memlock_binds else ", which does not bind this process"),
     )
     yield "transparent huge pages", machine.transparent_huge_pages or "none"
     yield "io_uring", machine.io_uring_refusal or "allowed"
