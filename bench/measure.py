@@ -232,7 +232,9 @@ def measure(job: Job) -> Sample:
     cached = set_cache(job.cache, paths)
     driver = simulated_driver()
     to_gpu = job.action.endswith("_cuda") or job.device != "cpu"
-    if driver is not None or (job.cache == "cold" and not to_gpu):  # a simulated GPU's is the host's
+    if driver is not None or (
+        job.cache == "cold" and not to_gpu
+    ):  # a simulated GPU's is the host's
         back_memory(sum(path.stat().st_size for path in paths) + SLACK_BYTES)
     gc.collect()  # else the imports' garbage decides in whose timed part a full collection falls
     disk, before = _disk_bytes(), resource.getrusage(resource.RUSAGE_SELF)
