@@ -37,6 +37,7 @@ class Row:
         blocks: Samples of each loader.
         read: Whether reading every byte is timed as well.
         rehearse: Whether an untimed call comes first.
+        again: The row of the same processes' second calls.
         ceilings: What bounds the rate of bytes, of "disk", "memory" and "link"; nothing where none
             need be read.
         target: None for a row that only reports.
@@ -55,6 +56,7 @@ class Row:
     blocks: int = 7
     read: bool = False
     rehearse: bool = False
+    again: str | None = None
     ceilings: tuple[str, ...] = ()
     target: Target | None = None
     throttled: bool = False
@@ -174,6 +176,7 @@ GPU_ROWS = (
         ours="ours-cuda",
         others=WARM_PEERS,
         blocks=5,
+        again="gpu-warm-again",
         ceilings=("link",),
         target=FIRST,
     ),
@@ -183,7 +186,6 @@ GPU_ROWS = (
         action="load_cuda",
         ours="ours-cuda",
         others=WARM_PEERS,
-        blocks=3,
         rehearse=True,
         ceilings=("link",),
         target=FIRST,
