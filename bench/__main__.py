@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TextIO
 from rich.console import Console
 
 from bench import models
-from bench.cases import CONSUMER_ROWS, GPU_ROWS, NULL_READERS, ROWS, SIM_ROWS, Row
+from bench.cases import CONSUMER_ROWS, DISK_ROWS, GPU_ROWS, NULL_READERS, ROWS, SIM_ROWS, Row
 from bench.consumers import CONSUMERS, absent
 from bench.loaders import LOADERS, PEERS, missing
 from bench.measure import Job, has_driver, simulated_driver
@@ -51,7 +51,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "cpu": Command(ROWS, models.FULL_GB, "no GPU needed"),
     "sim": Command(SIM_ROWS, 1.0, "a GPU simulated by ci/sim"),
-    "gpu": Command(GPU_ROWS, 15.0, "a real GPU"),
+    "gpu": Command((*GPU_ROWS, *DISK_ROWS), 15.0, "a real GPU"),
     "consumers": Command(CONSUMER_ROWS, 1.0, "a GPU, or one simulated by ci/sim"),
 }
 

@@ -76,6 +76,12 @@ pub(crate) const URING_READS_MIN: usize = 4;
 /// The size of a load's first reads.
 pub(crate) const FIRST_CHUNK_BYTES: u64 = 1 << 20;
 
+/// Bytes of direct reads in flight at first: two slots keep a disk busy that is near.
+pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;
+
+/// The most bytes of direct reads in flight, where more have paid.
+pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;
+
 /// Threads that read with pread.
 pub(crate) const READ_THREADS_MAX: usize = 8;
 

@@ -157,7 +157,7 @@ impl Load<'_, '_> {
     /// caller who does not.
     fn submit(&mut self, progress: &mut Progress) -> bool {
         while let Some(read) = self.plan.reads.get(progress.next_read) {
-            if self.reader.in_flight() >= self.lease.slots_to_read() {
+            if self.reader.is_full() || self.reader.in_flight() >= self.lease.slots_to_read() {
                 return false;
             }
             let Some(slot) = self.lease.take() else { return false };

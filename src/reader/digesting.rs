@@ -188,4 +188,8 @@ impl Reader for DigestingReader<'_> {
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.early.len() + self.passing
     }
+
+    fn is_full(&self) -> bool {
+        self.inner.is_full()
+    }
 }
