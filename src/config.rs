@@ -11,7 +11,7 @@ pub(crate) const WARM_CHUNK_BYTES: usize = 2 << 20;
 
 /// And at most: what is in flight then hides the 0.2 ms that a slot waits for threads to wake on its way,
 /// at the rate of a `PCIe` 5 link.
-pub(crate) const WARM_CHUNK_BYTES_MAX: usize = 4 << 20;
+pub(crate) const WARM_CHUNK_BYTES_MAX: usize = SLOT_BYTES;
 
 /// Slots lent to one load, or less where it has less to read.
 pub(crate) const LOAD_SLOTS: usize = 8;

@@ -1,6 +1,6 @@
 //! Chooses a way for every read by what the page cache holds, and tries another where one fails.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -71,8 +71,8 @@ pub(crate) struct ChoosingReader {
     policy_reason: &'static str,
     began: Instant,
     retried: HashSet<usize>,
-    /// Reads in flight that go past the page cache.
-    direct: HashSet<usize>,
+    /// Reads in flight that go past the page cache, and when they were begun.
+    direct: HashMap<usize, Instant>,
     depth: Depth,
     tally: Tally,
 }
@@ -101,7 +101,7 @@ impl ChoosingReader {
             policy_reason,
             began: Instant::now(),
             retried: HashSet::new(),
-            direct: HashSet::new(),
+            direct: HashMap::new(),
             depth: Depth::new(),
             tally: Tally::default(),
         }
@@ -176,7 +176,7 @@ impl ChoosingReader {
             return self.pread.submit_on(path, request, slot);
         }
         self.tally.direct = true;
-        self.direct.insert(request.tag);
+        self.direct.insert(request.tag, Instant::now());
         self.depth.begin(request.bytes);
         if matches!(self.uring, Uring::Untried) {
             self.uring = match UringReader::probe(Arc::clone(&self.sources)) {
@@ -198,8 +198,8 @@ impl ChoosingReader {
         let completion = by_thread
             .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
         let Request { tag, bytes, .. } = completion.request;
-        if self.direct.remove(&tag) {
-            self.depth.end(bytes, Instant::now());
+        if let Some(since) = self.direct.remove(&tag) {
+            self.depth.end(bytes, since, Instant::now());
         }
         Some(completion)
     }
