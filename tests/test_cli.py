@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import pty
 import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from commands import BAD, INTERRUPTED, REFUSED, USAGE, in_terminal, run, told
 from oracle import Entry, by_stock, shards, write_checkpoint, write_raw, write_sparse
 from process import environment
-from safetensors_streaming.cli import main
-
-BAD, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
 #: Raises SIGINT half a second into the digests of a file.
 INTERRUPTED_VERIFY = """
@@ -32,16 +25,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
 main(["verify", sys.argv[1], "--sha256", "0" * 64])
 """
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
-
-
-def told(*words: object) -> Any:  # noqa: ANN401 - whatever the JSON is
-    result = run(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def table_of(file: Path) -> tuple[int, dict[str, Any]]:
@@ -88,27 +71,10 @@ def test_inspect_sums_up_dtypes(checkpoint: Path) -> None:
 
 
 def test_inspect_in_a_narrow_terminal_without_colour_loses_nothing(checkpoint: Path) -> None:
-    primary, secondary = pty.openpty()
-    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    words = [sys.executable, "-m", "safetensors_streaming", "inspect", str(shards(checkpoint)[0])]
-    variables = environment({"NO_COLOR": "1", "TERM": "xterm"})
-    variables.pop("COLUMNS", None)  # the terminal says how wide it is
-    with subprocess.Popen(  # noqa: S603 - our own command
-        words, stdout=secondary, stderr=secondary, env=variables
-    ) as child:
-        os.close(secondary)
-        text = b""
-        while True:
-            try:
-                piece = os.read(primary, 1 << 16)
-            except OSError:  # the other end is closed
-                break
-            text += piece
-    os.close(primary)
-    assert child.returncode == 0, text
-    assert b"\x1b[3" not in text
-    assert [line for line in text.decode().splitlines() if len(line) > 40] == []
-    shown = "".join(text.decode().split())
+    text = in_terminal("inspect", shards(checkpoint)[0], columns=40)
+    assert "\x1b[3" not in text
+    assert [line for line in text.splitlines() if len(line) > 40] == []
+    shown = "".join(text.split())
     names = set(table_of(shards(checkpoint)[0])[1]) - {"__metadata__"}
     assert names
     assert all(name in shown for name in names)
