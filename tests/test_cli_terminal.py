@@ -121,3 +121,26 @@ def test_who_reads_only_the_beginning_is_not_told_more(words: tuple[str], tmp_pa
     )
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (NOBODY_READS, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "label"),
+    [(("verify", "--write-manifest", "{folder}/m.json"), "verifying"), (("load",), "loading")],
+)
+def test_progress_is_told_to_a_terminal_alone(
+    slow: Path, words: tuple[str, ...], label: str
+) -> None:
+    command = [word.format(folder=slow.parent) for word in (words[0], str(slow), *words[1:])]
+    assert run(*command).stderr == ""
+    bars = [part for part in in_terminal(*command).splitlines() if part.startswith(label)]
+    moving = re.compile(rf"{label}: +(\d+)%\|.*\| ([\d.]+)M/537M \[\d+:\d+<\d+:\d+, .*[MG]B/s\]")
+    shown = [match for bar in bars if (match := moving.match(bar))]
+    assert len(shown) > 1
+    assert (shown[-1][1], shown[-1][2]) == ("100", "537")
+
+
+def test_no_bar_stays_where_nothing_is_read(tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "m.safetensors", {"a": Entry("F32", [0])})
+    for command in ("verify", "load"):
+        *_, first = in_terminal(command, path).split("\r\n")[0].split("\r")
+        assert first.startswith({"verify": "structure: ", "load": "1 tensors, "}[command])
