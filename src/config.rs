@@ -206,13 +206,13 @@ pub(crate) fn last_level_cache_bytes() -> usize {
 }
 
 /// How many processors a list of the kernel's names, such as `0-7,16`.
-fn processors_listed(list: &str) -> usize {
+fn processors_listed(ranges: &str) -> usize {
     let count = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
         Some(last.checked_sub(first)? + 1)
     };
-    list.trim().split(',').filter_map(count).sum()
+    ranges.trim().split(',').filter_map(count).sum()
 }
 
 fn small_file(path: &str) -> Option<String> {
