@@ -30,7 +30,7 @@ pub(crate) const RING_SLOTS_MAX: usize = 32;
 pub(crate) const SLOTS_MIN: usize = 4;
 
 /// Files that are digested at once, each by a load of its own. A load is lent half of what the others
-/// have left: a fifth would be lent fewer than `SLOTS_MIN`.
+/// have left: a fifth would be lent a single slot, and go on with that when the others have ended.
 pub(crate) const DIGESTED_FILES_MAX: usize = 4;
 
 /// Slots of a load that go on in use where memory cannot be pinned.
