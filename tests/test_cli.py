@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import BAD, INTERRUPTED, REFUSED, USAGE, in_terminal, run, told
+from commands import BAD, INTERRUPTED, REFUSED, USAGE, run, told
 from gpu import NEEDS_GPU
 from oracle import STOCK, Entry, by_stock, shards, write_checkpoint, write_raw, write_sparse
-from process import environment
+from process import environment, in_terminal
 from safetensors_streaming._verify import make_manifest
 
 #: Raises SIGINT half a second into the digests of a file.
@@ -74,7 +74,7 @@ def test_inspect_sums_up_dtypes(checkpoint: Path) -> None:
 
 
 def test_inspect_in_a_narrow_terminal_without_colour_loses_nothing(checkpoint: Path) -> None:
-    text = in_terminal("inspect", shards(checkpoint)[0], columns=40)
+    text = in_terminal(40, "inspect", str(shards(checkpoint)[0]))
     assert "\x1b[3" not in text
     assert [line for line in text.splitlines() if len(line) > 40] == []
     shown = "".join(text.split())

@@ -11,9 +11,9 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 import pytest
-from commands import COMMAND, NOBODY_READS, in_terminal, run
+from commands import COMMAND, NOBODY_READS, run
 from oracle import Entry, header_of, write_raw
-from process import environment
+from process import environment, in_terminal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,7 +84,7 @@ def test_columns_stand_below_each_other_whatever_is_in_them(tmp_path: Path) -> N
     entries = {name: Entry("U8", [size]) for name, size in sizes.items()}
     path = write_raw(tmp_path / "m.safetensors", entries)
     for columns in (160, 80, 40):
-        lines = in_terminal("inspect", path, columns=columns).splitlines()
+        lines = in_terminal(columns, "inspect", str(path)).splitlines()
         table = lines[next(at for at, line in enumerate(lines) if line.startswith("tensor  ")) :]
         assert all(cells(line) <= columns for line in table)
         places = {cells(line[: line.index("U8")]) for line in table if "U8" in line}
@@ -132,7 +132,7 @@ def test_progress_is_told_to_a_terminal_alone(
 ) -> None:
     command = [word.format(folder=slow.parent) for word in (words[0], str(slow), *words[1:])]
     assert run(*command).stderr == ""
-    bars = [part for part in in_terminal(*command).splitlines() if part.startswith(label)]
+    bars = [part for part in in_terminal(80, *command).splitlines() if part.startswith(label)]
     moving = re.compile(rf"{label}: +(\d+)%\|.*\| ([\d.]+)M/537M \[\d+:\d+<\d+:\d+, .*[MG]B/s\]")
     shown = [match for bar in bars if (match := moving.match(bar))]
     assert len(shown) > 1
@@ -142,5 +142,5 @@ def test_progress_is_told_to_a_terminal_alone(
 def test_no_bar_stays_where_nothing_is_read(tmp_path: Path) -> None:
     path = write_raw(tmp_path / "m.safetensors", {"a": Entry("F32", [0])})
     for command in ("verify", "load"):
-        *_, first = in_terminal(command, path).split("\r\n")[0].split("\r")
+        *_, first = in_terminal(80, command, str(path)).split("\r\n")[0].split("\r")
         assert first.startswith({"verify": "structure: ", "load": "1 tensors, "}[command])
