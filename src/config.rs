@@ -29,6 +29,10 @@ pub(crate) const RING_SLOTS_MAX: usize = 32;
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
 
+/// Files that are digested at once, each by a load of its own. A load is lent half of what the others
+/// have left: a fifth would be lent a single slot, and go on with that when the others have ended.
+pub(crate) const DIGESTED_FILES_MAX: usize = 4;
+
 /// Slots of a load that go on in use where memory cannot be pinned.
 pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 
@@ -202,13 +206,13 @@ pub(crate) fn last_level_cache_bytes() -> usize {
 }
 
 /// How many processors a list of the kernel's names, such as `0-7,16`.
-fn processors_listed(list: &str) -> usize {
+fn processors_listed(ranges: &str) -> usize {
     let count = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
         Some(last.checked_sub(first)? + 1)
     };
-    list.trim().split(',').filter_map(count).sum()
+    ranges.trim().split(',').filter_map(count).sum()
 }
 
 fn small_file(path: &str) -> Option<String> {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from pathlib import Path
@@ -105,3 +109,26 @@ def start_python(source: str, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def in_terminal(columns: int, *words: str) -> str:
+    """Runs our command in a terminal of that width without colours, and gives what it shows."""
+    primary, secondary = pty.openpty()
+    fcntl.ioctl(secondary, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [sys.executable, "-m", "safetensors_streaming", *words]
+    variables = environment({"NO_COLOR": "1", "TERM": "xterm"})
+    variables.pop("COLUMNS", None)  # the terminal says how wide it is
+    with subprocess.Popen(  # noqa: S603
+        command, stdout=secondary, stderr=secondary, env=variables
+    ) as child:
+        os.close(secondary)
+        text = b""
+        while True:
+            try:
+                piece = os.read(primary, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+            text += piece
+    os.close(primary)
+    assert child.returncode == 0, text
+    return text.decode()
