@@ -59,11 +59,14 @@ say = Console(highlight=False, width=None if sys.stdout.isatty() else 150).print
 
 
 def busy_seconds() -> float:
-    """Tells how long all cores together have worked since boot, for whomever."""
-    user, nice, system, _idle, _iowait, irq, softirq = map(
-        int, Path("/proc/stat").read_text(encoding="ascii").split()[1:8]
+    """Tells how long all cores together have worked since boot, for whomever.
+
+    What the host of a virtual machine did on them for others is among it.
+    """
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
+        int, Path("/proc/stat").read_text(encoding="ascii").split()[1:9]
     )
-    return (user + nice + system + irq + softirq) / CLOCK_TICKS
+    return (user + nice + system + irq + softirq + steal) / CLOCK_TICKS
 
 
 def own_seconds() -> float:
