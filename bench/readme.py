@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+GB, MB = 1e9, 1e6
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def size(count: int) -> str:
     """A number of bytes, to three digits."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+    return f"{count / GB:.3g} GB" if count >= GB else f"{count / MB:.3g} MB"
 
 
 def cell(loader: dict[str, Any]) -> str:
@@ -61,12 +62,13 @@ def table(document: dict[str, Any]) -> str:
     ceilings = ", ".join(f"{name} {rate / 1e9:.2f} GB/s" for name, rate in rates)
     gpu = f"{facts['gpu']}, " if facts.get("gpu") else ""
     machine = f"{gpu}{facts['cores']} cores ({facts['cpu']}), {memory:.0f} GiB"
+    machine += f", Linux {facts['kernel']}, {facts['file_system'][2]}"
     apart = any(result.get("weights") for result in document["rows"])
     headings = ["what", "ours", *(["of it weights", "of it the library"] if apart else [])]
     headings += ["against", "ratio of times, 95 % interval"]
     return "\n".join(
         [
-            f"{machine}, Linux {facts['kernel']}, {facts['file_system'][2]}; ceilings in the same run: {ceilings}.",
+            f"{machine}; ceilings in the same run: {ceilings}.",
             "",
             f"| {' | '.join(headings)} |",
             f"| {' | '.join('---' for _ in headings)} |",

@@ -177,7 +177,7 @@ impl ChoosingReader {
         }
         self.tally.direct = true;
         self.direct.insert(request.tag, Instant::now());
-        self.depth.begin(request.bytes);
+        self.depth.begin(request.bytes as u64);
         if matches!(self.uring, Uring::Untried) {
             self.uring = match UringReader::probe(Arc::clone(&self.sources)) {
                 Ok(reader) => Uring::Ready(Box::new(reader)),
@@ -199,7 +199,7 @@ impl ChoosingReader {
             .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
         let Request { tag, bytes, .. } = completion.request;
         if let Some(since) = self.direct.remove(&tag) {
-            self.depth.end(bytes, since, Instant::now());
+            self.depth.end(bytes as u64, since, Instant::now());
         }
         Some(completion)
     }

@@ -57,24 +57,24 @@ impl Depth {
     }
 
     /// A read begins.
-    pub(crate) fn begin(&mut self, bytes: usize) {
-        self.in_flight += bytes as u64;
+    pub(crate) fn begin(&mut self, bytes: u64) {
+        self.in_flight += bytes;
     }
 
     /// A read that was begun at that time has ended.
-    pub(crate) fn end(&mut self, bytes: usize, since: Instant, now: Instant) {
-        self.in_flight -= bytes as u64;
+    pub(crate) fn end(&mut self, bytes: u64, since: Instant, now: Instant) {
+        self.in_flight -= bytes;
         let took = now.duration_since(since);
         self.first.get_or_insert(took);
         if self.settled {
             return;
         }
         if self.skipped > 0 {
-            self.skipped = self.skipped.saturating_sub(bytes as u64);
+            self.skipped = self.skipped.saturating_sub(bytes);
             self.window_began = Some(now);
             return;
         }
-        self.window_bytes += bytes as u64;
+        self.window_bytes += bytes;
         self.reads += 1;
         self.took += took;
         let Some(began) = self.window_began else { return };
@@ -124,14 +124,14 @@ mod tests {
             while !depth.is_full() {
                 let small = number == 0 && reads.len() < 4;
                 let bytes = if small { FIRST_CHUNK_BYTES } else { SLOT_BYTES as u64 };
-                depth.begin(bytes as usize);
+                depth.begin(bytes);
                 reads.push_back((bytes, now));
                 in_flight += bytes;
             }
             let (bytes, since): (u64, Instant) = reads.pop_front().unwrap();
             let begun = now.max(since + Duration::from_secs_f64(latency));
             now = begun + Duration::from_secs_f64(bytes as f64 / rate(in_flight));
-            depth.end(bytes as usize, since, now);
+            depth.end(bytes, since, now);
             in_flight -= bytes;
         }
         assert!(depth.settled);
