@@ -1,4 +1,4 @@
-"""One sample in a fresh process: ``python -m bench.measure JOB`` prints one line of JSON.
+"""One sample in a fresh process: ``python -m bench.measure JOB`` prints a line of JSON a call.
 
 Imports, the state of the page cache and a full garbage collection come before the timer; the
 checksum of the answer comes after it.
@@ -24,6 +24,7 @@ import numpy as np
 from bench.loaders import LOADERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from io import FileIO
 
     from torch import Tensor
@@ -46,6 +47,7 @@ class Job:
         paths: The files to load.
         read: Whether reading every byte of the answer belongs to the timed part.
         rehearse: Whether the same call is made once before, untimed.
+        again: Whether the same call is timed once more, after its answer is gone.
         consumer: The library that loads by the loader, if it is not called itself.
         device: Where the library shall put the tensors.
     """
@@ -58,11 +60,12 @@ class Job:
     rehearse: bool = False
     consumer: str | None = None
     device: str = "cpu"
+    again: bool = False
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process saw; counters cover the timed part only.
+    """What one call came to; counters cover the timed part only.
 
     ``weights_...`` are what our loads to a GPU took of a library's call, see ``consumers.Patched``.
     """
@@ -220,15 +223,27 @@ def _disk_bytes() -> int:
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
-def measure(job: Job) -> Sample:
-    """Carries out a job in this process."""
+def _peak_rss_bytes() -> int:
+    """Of this program: what getrusage(2) tells begins with the peak of the one that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["VmHWM"].split()[0]) * 1024
+
+
+def measure(job: Job) -> Iterator[Sample]:
+    """Carries out a job in this process: a sample for each timed call."""
     paths = [Path(path) for path in job.paths]
     loader: Any = LOADERS[job.loader].make()
     if job.consumer:
         loader = loader.consumer(job.consumer, job.device, paths)
-    action = getattr(loader, job.action)
     if job.rehearse:
-        action(paths)
+        getattr(loader, job.action)(paths)
+    for _ in range(1 + job.again):
+        yield timed(job, loader, paths)
+
+
+def timed(job: Job, loader: Any, paths: list[Path]) -> Sample:  # noqa: ANN401 - any of LOADERS
+    """Makes one call."""
+    action = getattr(loader, job.action)
     cached = set_cache(job.cache, paths)
     driver = simulated_driver()
     to_gpu = job.action.endswith("_cuda") or job.device != "cpu"
@@ -258,9 +273,10 @@ def measure(job: Job) -> Sample:
         cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         minor_faults=after.ru_minflt - before.ru_minflt,
         major_faults=after.ru_majflt - before.ru_majflt,
-        peak_rss_bytes=after.ru_maxrss * 1024,
+        peak_rss_bytes=_peak_rss_bytes(),
     )
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(measure(Job(**json.loads(sys.argv[1]))))))
+    for one in measure(Job(**json.loads(sys.argv[1]))):
+        print(json.dumps(asdict(one)))

@@ -62,15 +62,15 @@ class NullReader:
             for file in files:
                 os.close(file)
 
+    def load_cuda(self, paths: Sequence[Path]) -> None:
+        """Reads every byte of the files, for nobody."""
+        self.engine(paths)
+
 
 class NullSource(NullReader):
     """Reads files as they come, the throttled ones at the throttle's rate."""
 
     flags = 0
-
-    def load_cuda(self, paths: Sequence[Path]) -> None:
-        """Reads every byte of the files, for nobody."""
-        self.engine(paths)
 
 
 def _drain(blocks: SimpleQueue[tuple[int, int]], buffer: memoryview) -> int:

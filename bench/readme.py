@@ -1,16 +1,24 @@
-"""``python -m bench.readme RESULT.json``: the table of a result file, for README.md.
+"""``python -m bench.readme``: writes the tables of the result files into README.md.
 
-Without a file it leaves with 1 if a table in README.md is not the one of its file.
+Each stands between two comments that name its file. With ``--check`` nothing is written; it leaves
+with 1 if README.md would be another.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+GB, MB = 1e9, 1e6
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def size(count: int) -> str:
+    """A number of bytes, to three digits."""
+    return f"{count / GB:.3g} GB" if count >= GB else f"{count / MB:.3g} MB"
 
 
 def cell(loader: dict[str, Any]) -> str:
@@ -32,14 +40,15 @@ def weights_cells(weights: dict[str, Any] | None) -> tuple[str, str]:
 
 def line(result: dict[str, Any], *, apart: bool) -> str:
     """One row of the table; ``apart`` puts a library's weights beside the rest."""
-    row, ratio = result["row"], result["ratio"]
-    reference, weights = ratio["reference"], result.get("weights")
+    row, ratio, loaders = result["row"], result["ratio"], result["loaders"]
+    others = sorted(set(loaders) - {row["ours"]}, key=lambda name: loaders[name]["median"])
+    weights = result.get("weights")
     interval = f"{ratio['median']:.3f} [{ratio['low']:.3f}..{ratio['high']:.3f}]"
     cells = (
-        row["says"],
-        cell(result["loaders"][row["ours"]]),
+        f"{row['says']} ({size(result['file_bytes'])})",
+        cell(loaders[row["ours"]]),
         *(weights_cells(weights) if apart else ()),
-        f"{reference}: {cell(result['loaders'][reference])}",
+        "; ".join(f"{name}: {cell(loaders[name])}" for name in others),
         interval,
     )
     return f"| {' | '.join(cells)} |"
@@ -51,13 +60,15 @@ def table(document: dict[str, Any]) -> str:
     memory = facts["memory_bytes"] / 2**30
     rates = document["ceilings_bytes_per_second"].items()
     ceilings = ", ".join(f"{name} {rate / 1e9:.2f} GB/s" for name, rate in rates)
-    machine = f"{facts['cores']} cores ({facts['cpu']}), {memory:.0f} GiB, Linux {facts['kernel']}"
+    gpu = f"{facts['gpu']}, " if facts.get("gpu") else ""
+    machine = f"{gpu}{facts['cores']} cores ({facts['cpu']}), {memory:.0f} GiB"
+    machine += f", Linux {facts['kernel']}, {facts['file_system'][2]}"
     apart = any(result.get("weights") for result in document["rows"])
     headings = ["what", "ours", *(["of it weights", "of it the library"] if apart else [])]
     headings += ["against", "ratio of times, 95 % interval"]
     return "\n".join(
         [
-            f"{machine}, {facts['file_system'][2]}; ceilings in the same run: {ceilings}.",
+            f"{machine}; ceilings in the same run: {ceilings}.",
             "",
             f"| {' | '.join(headings)} |",
             f"| {' | '.join('---' for _ in headings)} |",
@@ -66,15 +77,30 @@ def table(document: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Prints the table of a file, or compares all tables with README.md."""
-    if sys.argv[1:]:
-        print(table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
-        return
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def filled(text: str) -> str:
+    """README.md with the tables of the result files that it names.
+
+    Raises:
+        SystemExit: If a result file has no place in it.
+    """
     for file in sorted((ROOT / "bench" / "results").glob("*.json")):
-        if table(json.loads(file.read_text(encoding="utf-8"))) not in text:
-            raise SystemExit(f"README.md has not the table of {file.name}: python -m bench.readme")
+        begin, end = f"<!-- {file.name} -->", f"<!-- end of {file.name} -->"
+        if begin not in text:
+            raise SystemExit(f"README.md has no place for the table of {file.name}: {begin}")
+        fresh = table(json.loads(file.read_text(encoding="utf-8")))
+        place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        text = place.sub(lambda _, new=f"{begin}\n{fresh}\n{end}": new, text)  # type: ignore[misc]
+    return text
+
+
+def main() -> None:
+    """Writes the tables, or compares them with what is there."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if sys.argv[1:] != ["--check"]:
+        readme.write_text(filled(text), encoding="utf-8")
+    elif filled(text) != text:
+        raise SystemExit("README.md has other tables than bench/results: python -m bench.readme")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 //! disk, the page cache, the link to a GPU, and copies into new memory. From these, what a load will
 //! take.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::device::workers::Workers;
 use crate::device::{Allocator, Buffer, Device, Placement, Slot, wait as wait_for_device};
 use crate::error::{Error, Result};
 use crate::queue::Wakes;
+use crate::reader::depth::Depth;
 use crate::reader::pread::{Path as ReadPath, PreadReader};
 use crate::reader::uring::UringReader;
 use crate::reader::{Completion, Reader, Request, wait as wait_for_reader};
@@ -135,14 +137,15 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
         ReaderChoice::Pread => None,
         ReaderChoice::Auto | ReaderChoice::Uring => UringReader::probe(Arc::clone(sources)).ok(),
     };
-    let mut reader: Box<dyn Reader> = match uring {
+    let inner: Box<dyn Reader> = match uring {
         Some(reader) => Box::new(reader),
         None => Box::new(DirectPread(PreadReader::new(Arc::clone(sources), requests.len()))),
     };
+    let mut reader = DeepReader { inner, depth: Depth::new(), begun: HashMap::new() };
     let mut slots = new_slots(slots)?;
     let (mut bytes, mut seconds) = (0, 0.0);
     for half in requests.chunks(requests.len().div_ceil(2).max(1)) {
-        let round = Round::read(reader.as_mut(), sources, half, &mut slots)?;
+        let round = Round::read(&mut reader, sources, half, &mut slots)?;
         bytes += round.bytes;
         seconds += round.elapsed.as_secs_f64();
     }
@@ -175,11 +178,12 @@ fn requests(sources: &Sources, chunk_bytes: usize) -> Vec<Request> {
         let bytes = source.len();
         let request = move |offset: u64| {
             let left = usize::try_from(bytes - offset).unwrap_or(chunk_bytes);
-            Request { tag: shard, shard, offset, bytes: left.min(chunk_bytes) }
+            Request { tag: 0, shard, offset, bytes: left.min(chunk_bytes) }
         };
         (0..bytes).step_by(chunk_bytes).map(request)
     };
-    sources.iter().enumerate().flat_map(of_source).collect()
+    let pieces = sources.iter().enumerate().flat_map(of_source);
+    pieces.enumerate().map(|(tag, request)| Request { tag, ..request }).collect()
 }
 
 /// Pread threads that read past the page cache also what it holds.
@@ -200,6 +204,42 @@ impl Reader for DirectPread {
 
     fn in_flight(&self) -> usize {
         self.0.in_flight()
+    }
+}
+
+/// Has as much in flight as a load has.
+struct DeepReader {
+    inner: Box<dyn Reader>,
+    depth: Depth,
+    begun: HashMap<usize, Instant>,
+}
+
+impl Reader for DeepReader {
+    fn submit(&mut self, request: Request, slot: Slot) {
+        self.depth.begin(request.bytes as u64);
+        self.begun.insert(request.tag, Instant::now());
+        self.inner.submit(request, slot);
+    }
+
+    fn poll(&mut self) -> Option<Completion> {
+        let completion = self.inner.poll()?;
+        let Request { tag, bytes, .. } = completion.request;
+        if let Some(since) = self.begun.remove(&tag) {
+            self.depth.end(bytes as u64, since, Instant::now());
+        }
+        Some(completion)
+    }
+
+    fn add_to(&self, wakes: &mut Wakes) {
+        self.inner.add_to(wakes);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+
+    fn is_full(&self) -> bool {
+        self.depth.is_full()
     }
 }
 
@@ -228,6 +268,7 @@ impl Round {
         loop {
             while let Some(&request) = requests.get(reads)
                 && reader.in_flight() < depth
+                && !reader.is_full()
                 && bytes < ROUND_BYTES
                 && began.elapsed() < ROUND
                 && let Some(slot) = slots.pop()

@@ -6,17 +6,21 @@ use std::time::Duration;
 /// One slot: 98 % of a `PCIe` 5 link, and a full queue at eight of them.
 pub(crate) const SLOT_BYTES: usize = 8 << 20;
 
-/// Bytes a read takes when the page cache holds them, so that the slots in use stay in L3.
+/// Bytes a read takes at least when the page cache holds them.
 pub(crate) const WARM_CHUNK_BYTES: usize = 2 << 20;
+
+/// And at most: what is in flight then hides the 0.2 ms that a slot waits for threads to wake on its way,
+/// at the rate of a `PCIe` 5 link.
+pub(crate) const WARM_CHUNK_BYTES_MAX: usize = SLOT_BYTES;
 
 /// Slots lent to one load, or less where it has less to read.
 pub(crate) const LOAD_SLOTS: usize = 8;
 
-/// Slots lent to one load that reads past the page cache, of which the ring takes no more than
-/// `LOAD_RING_SHARE`: what a disk gives at once, the link needs a while for.
+/// The most slots lent to one load. To one that reads past the page cache as many as `LOAD_RING_SHARE`
+/// allows: what a disk gives at once, the link needs a while for.
 pub(crate) const LOAD_SLOTS_MAX: usize = 16;
 
-/// The most of a load's bytes that `LOAD_SLOTS_MAX` has under way: one in so many.
+/// The most of a load's bytes that more than `LOAD_SLOTS` have under way: one in so many.
 pub(crate) const LOAD_RING_SHARE: u64 = 8;
 
 /// Slots kept by the process between loads: 256 MiB.
@@ -24,6 +28,10 @@ pub(crate) const RING_SLOTS_MAX: usize = 32;
 
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
+
+/// Files that are digested at once, each by a load of its own. A load is lent half of what the others
+/// have left: a fifth would be lent a single slot, and go on with that when the others have ended.
+pub(crate) const DIGESTED_FILES_MAX: usize = 4;
 
 /// Slots of a load that go on in use where memory cannot be pinned.
 pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
@@ -72,6 +80,12 @@ pub(crate) const URING_READS_MIN: usize = 4;
 /// The size of a load's first reads.
 pub(crate) const FIRST_CHUNK_BYTES: u64 = 1 << 20;
 
+/// Bytes of direct reads in flight at first: two slots keep a disk busy that is near.
+pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;
+
+/// The most bytes of direct reads in flight, where more have paid.
+pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;
+
 /// Threads that read with pread.
 pub(crate) const READ_THREADS_MAX: usize = 8;
 
@@ -84,9 +98,13 @@ pub(crate) const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes that a stream reads ahead of the caller who takes its tensors.
 pub(crate) const STREAM_BYTES_MAX: u64 = 256 << 20;
 
-/// Memory of a GPU that a loop over `get_tensor` fills ahead of what was asked for, half as much or the
-/// rest of a tensor more at most; a tensor larger than this is read alone.
+/// Memory of a GPU that a loop over `get_tensor` fills ahead of what was asked for, half as much more
+/// at most.
 pub(crate) const AHEAD_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes that wait in slots for the memory of the tensor after that: a `PCIe` 5 link moves them while its
+/// caller asks for the next one.
+pub(crate) const EARLY_BYTES_MAX: u64 = 32 << 20;
 
 /// Bytes of a planned load, in the order in which they will be asked for, that are read in file order
 /// before the next ones are.
@@ -172,14 +190,29 @@ pub(crate) fn memory_available_bytes() -> u64 {
     host.unwrap_or(u64::MAX).min(group.unwrap_or(u64::MAX))
 }
 
-/// Bytes of the last-level cache, or a common size where the kernel does not tell.
+/// Bytes of all last-level caches together, or a common size where the kernel does not tell.
 pub(crate) fn last_level_cache_bytes() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| {
-        let text = small_file("/sys/devices/system/cpu/cpu0/cache/index3/size");
-        let kibibytes = text.and_then(|text| text.trim().strip_suffix('K')?.parse::<usize>().ok());
-        kibibytes.map_or(16 << 20, |kibibytes| kibibytes << 10)
+        let told =
+            |name: &str| small_file(&format!("/sys/devices/system/cpu/cpu0/cache/index3/{name}"));
+        let size = told("size").and_then(|text| text.trim().strip_suffix('K')?.parse().ok());
+        let sharing = told("shared_cpu_list").map_or(0, |list| processors_listed(&list));
+        let all =
+            small_file("/sys/devices/system/cpu/online").map_or(0, |list| processors_listed(&list));
+        let caches = all.max(1).div_ceil(sharing.max(1));
+        size.map_or(16 << 20, |kibibytes: usize| (kibibytes << 10) * caches)
     })
+}
+
+/// How many processors a list of the kernel's names, such as `0-7,16`.
+fn processors_listed(ranges: &str) -> usize {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(last.checked_sub(first)? + 1)
+    };
+    ranges.trim().split(',').filter_map(count).sum()
 }
 
 fn small_file(path: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! The only loop: plan → reader → slots → device. It alone decides about order, errors and
 //! shutdown, and it touches neither the system nor a driver: all of that is behind the traits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::config::SIGNAL_INTERVAL;
 use crate::device::{self, Buffer, Destination, Placed, Placement, Slot};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Read};
-use crate::queue::wait_for;
+use crate::queue::{Wakes, wait_for};
 use crate::reader::{self, Completion, Reader, Request};
 use crate::ring::Lease;
 use crate::source::Source;
@@ -23,12 +23,22 @@ pub(crate) trait Caller {
     /// Called now and then, at least every `SIGNAL_INTERVAL`; an error stops the load.
     fn check(&mut self, bytes_done: u64) -> Result<()>;
 
-    /// Whether a read may begin by now; asked again until it may.
+    /// Whether a read may begin by now; asked again until it may, and then it does.
     fn admits(&mut self, _read: &Read) -> bool {
         true
     }
 
-    /// Waits for what lets the next read begin, at most a `SIGNAL_INTERVAL`: nothing is in flight.
+    /// Whether there is memory for what a read has brought, by now; asked again until there is.
+    fn receives(&mut self, _read: &Read) -> bool {
+        true
+    }
+
+    /// Whether there may be other answers than before, and what will tell that there are.
+    fn has_news(&mut self, _wakes: &mut Wakes) -> bool {
+        false
+    }
+
+    /// Waits for other answers, at most a `SIGNAL_INTERVAL`: nothing is in flight.
     fn wait(&mut self) {}
 }
 
@@ -58,11 +68,14 @@ struct Filling {
 enum Next {
     Placed(Placed),
     Completed(Completion),
+    News,
 }
 
 /// A load in progress.
 struct Progress {
     filling: HashMap<usize, Filling>,
+    /// Reads that wait in their slots for memory to go to.
+    early: VecDeque<Completion>,
     next_read: usize,
     delivered: usize,
     bytes_done: u64,
@@ -75,12 +88,14 @@ impl Load<'_, '_> {
     pub(crate) fn run(mut self) -> Result<Timeline> {
         let mut progress = Progress {
             filling: HashMap::new(),
+            early: VecDeque::new(),
             next_read: 0,
             delivered: 0,
             bytes_done: 0,
             timeline: Timeline::new(self.plan),
         };
         let outcome = self.advance(&mut progress);
+        progress.early.drain(..).for_each(|completion| self.lease.put(completion.slot));
         self.drain();
         outcome?;
         for source in self.sources {
@@ -97,7 +112,8 @@ impl Load<'_, '_> {
         self.deliver_empty(progress)?;
         loop {
             self.caller.check(progress.bytes_done)?;
-            let held_back = self.submit(progress);
+            self.hand_over_early(progress)?;
+            let held_back = self.submit(progress) || !progress.early.is_empty();
             if self.reader.in_flight() == 0 && self.to.device.in_flight() == 0 {
                 if held_back {
                     let since = Instant::now();
@@ -111,13 +127,16 @@ impl Load<'_, '_> {
             let next = wait_for(SIGNAL_INTERVAL, |wakes| {
                 self.to.device.add_to(wakes);
                 self.reader.add_to(wakes);
+                let news = held_back && self.caller.has_news(wakes);
                 let placed = self.to.device.poll().map(Next::Placed);
-                placed.or_else(|| self.reader.poll().map(Next::Completed))
+                placed
+                    .or_else(|| self.reader.poll().map(Next::Completed))
+                    .or_else(|| news.then_some(Next::News))
             });
             match next {
                 Some(Next::Placed(placed)) => self.placed(progress, placed)?,
                 Some(Next::Completed(completion)) => self.completed(progress, completion)?,
-                None => {}
+                Some(Next::News) | None => {}
             }
         }
     }
@@ -138,13 +157,14 @@ impl Load<'_, '_> {
     /// caller who does not.
     fn submit(&mut self, progress: &mut Progress) -> bool {
         while let Some(read) = self.plan.reads.get(progress.next_read) {
-            if !self.caller.admits(read) {
-                return true;
-            }
-            if self.reader.in_flight() >= self.lease.slots_to_read() {
+            if self.reader.is_full() || self.reader.in_flight() >= self.lease.slots_to_read() {
                 return false;
             }
             let Some(slot) = self.lease.take() else { return false };
+            if !self.caller.admits(read) {
+                self.lease.put(slot);
+                return true;
+            }
             let tag = progress.next_read;
             let request =
                 Request { tag, shard: read.shard, offset: read.offset, bytes: read.bytes };
@@ -156,8 +176,32 @@ impl Load<'_, '_> {
     }
 
     fn completed(&mut self, progress: &mut Progress, completion: Completion) -> Result<()> {
+        let tag = completion.request.tag;
+        progress.timeline.mark(tag, Step::Read);
+        if self.caller.receives(&self.plan.reads[tag]) {
+            return self.hand_over(progress, completion);
+        }
+        progress.early.push_back(completion);
+        Ok(())
+    }
+
+    /// What has waited for memory that is there now.
+    fn hand_over_early(&mut self, progress: &mut Progress) -> Result<()> {
+        for _ in 0..progress.early.len() {
+            let Some(completion) = progress.early.pop_front() else { break };
+            let tag = completion.request.tag;
+            if self.caller.receives(&self.plan.reads[tag]) {
+                progress.timeline.mark(tag, Step::Received);
+                self.hand_over(progress, completion)?;
+            } else {
+                progress.early.push_back(completion);
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, progress: &mut Progress, completion: Completion) -> Result<()> {
         let Completion { request, slot, result } = completion;
-        progress.timeline.mark(request.tag, Step::Read);
         let checked = self
             .check_read(&request, result)
             .and_then(|()| self.placements(&mut progress.filling, request.tag));

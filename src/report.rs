@@ -73,8 +73,10 @@ pub(crate) enum Bound {
     Python,
     /// The caller, who takes tensors as they come.
     Caller,
-    /// Nothing was read.
+    /// Nothing was read: tensors are mapped.
     Mapping,
+    /// Nothing was to be read: no tensor has bytes.
+    Nothing,
 }
 
 impl Bound {
@@ -88,6 +90,7 @@ impl Bound {
             Self::Python => "Python",
             Self::Caller => "caller",
             Self::Mapping => "mapping",
+            Self::Nothing => "nothing",
         }
     }
 }
@@ -98,6 +101,9 @@ impl Report {
         let Busy { reading, placing, allocating, delivering, held_back } = self.busy;
         if self.timeline.is_none() {
             return (Bound::Mapping, self.seconds.total);
+        }
+        if self.read_bytes == 0 {
+            return (Bound::Nothing, self.seconds.total);
         }
         let source = if self.cached_fraction < 0.5 { Bound::Disk } else { Bound::PageCache };
         let copies = if self.device == "cpu" { Bound::HostCopy } else { Bound::Link };
@@ -113,6 +119,7 @@ impl Report {
 
     /// The time line in the trace event format of Chrome; none where nothing was read.
     pub(crate) fn trace(&self) -> Option<Value> {
-        Some(self.timeline.as_ref()?.trace(&self.paths, &self.device))
+        let timeline = self.timeline.as_ref().filter(|_| self.read_bytes > 0)?;
+        Some(timeline.trace(&self.paths, &self.device))
     }
 }

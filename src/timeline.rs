@@ -16,6 +16,8 @@ pub(crate) enum Step {
     Begun,
     /// Its bytes are in the slot.
     Read,
+    /// The caller has the memory for it that was missing till then.
+    Received,
     /// The memory that they go to is made, and the device has the slot.
     Handed,
     /// They are where they go.
@@ -41,7 +43,10 @@ struct Passage {
 
 impl Passage {
     fn at(&self, step: Step) -> Duration {
-        self.at[step as usize]
+        match step {
+            Step::Received => self.at[step as usize].max(self.at(Step::Read)),
+            _ => self.at[step as usize],
+        }
     }
 
     fn between(&self, from: Step, to: Step) -> Duration {
@@ -57,15 +62,21 @@ impl Passage {
         });
         let steps = [
             ("read", Step::Begun, Step::Read),
-            ("allocate", Step::Read, Step::Handed),
+            ("wait for memory", Step::Read, Step::Received),
+            ("allocate", Step::Received, Step::Handed),
             ("place", Step::Handed, Step::Placed),
         ];
         let slot = lane_of_slot(self.slot);
         for (what, from, to) in steps {
+            if matches!(to, Step::Received) && self.between(from, to).is_zero() {
+                continue;
+            }
             events.push(span(what, slot, self.at(from), self.at(to), &about));
         }
-        let own =
-            [("allocate", Step::Read, Step::Handed), ("deliver", Step::Placed, Step::Delivered)];
+        let own = [
+            ("allocate", Step::Received, Step::Handed),
+            ("deliver", Step::Placed, Step::Delivered),
+        ];
         for (what, from, to) in own {
             events.push(span(what, LOOP_LANE, self.at(from), self.at(to), &about));
         }
@@ -145,7 +156,7 @@ impl Timeline {
         Busy {
             reading: self.union(Step::Begun, Step::Read),
             placing: self.union(Step::Handed, Step::Placed),
-            allocating: sum(Step::Read, Step::Handed),
+            allocating: sum(Step::Received, Step::Handed),
             delivering: sum(Step::Placed, Step::Delivered),
             held_back: self.held_back.as_secs_f64(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
-from oracle import Entry, by_stock, shards, write_checkpoint, write_raw, write_sparse
+from commands import BAD, INTERRUPTED, REFUSED, USAGE, run, told
+from gpu import NEEDS_GPU
+from oracle import STOCK, Entry, by_stock, shards, write_checkpoint, write_raw, write_sparse
 from process import environment, in_terminal
-from safetensors_streaming.cli import main
-
-BAD, USAGE, REFUSED, INTERRUPTED = 1, 2, 3, 130
+from safetensors_streaming._verify import make_manifest
 
 #: Raises SIGINT half a second into the digests of a file.
 INTERRUPTED_VERIFY = """
@@ -28,16 +28,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Timer(0.5, signal.raise_signal, [signal.SIGINT]).start()
 main(["verify", sys.argv[1], "--sha256", "0" * 64])
 """
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
-
-
-def told(*words: object) -> Any:  # noqa: ANN401 - whatever the JSON is
-    result = run(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def table_of(file: Path) -> tuple[int, dict[str, Any]]:
@@ -194,6 +184,15 @@ def test_the_names_of_the_hubs_cache_are_digests(own: Path, tmp_path: Path) -> N
     assert str(damaged) in result.output
 
 
+def test_progress_of_digests_ends_with_all_bytes(own: Path) -> None:
+    told: list[tuple[int, int]] = []
+    make_manifest(own, lambda done, total: told.append((done, total)))
+    total = sum(file.stat().st_size for file in shards(own))
+    assert {of for _, of in told} == {total}
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+
+
 def test_without_a_digest_the_structure_alone_is_checked(own: Path) -> None:
     result = run("verify", own)
     assert result.exit_code == 0
@@ -206,7 +205,8 @@ def test_without_a_digest_the_structure_alone_is_checked(own: Path) -> None:
     [
         (("verify", "{own}", "--sha256", "0" * 64), USAGE),  # one digest for three files
         (("verify", "{file}", "--sha256", "xyz"), USAGE),
-        (("verify", "{file}", "--manifest", "{file}"), USAGE),
+        (("verify", "{file}", "--manifest", "{file}"), BAD),
+        (("verify", "{file}", "--manifest", "{own}/missing"), REFUSED),
         (("verify", "{file}", "--sha256", "0" * 64, "--write-manifest", "m"), USAGE),
         (("load", "{file}", "--device", "tpu"), USAGE),
         (("load", "{file}", "--cache", "perhaps"), USAGE),
@@ -236,6 +236,51 @@ def test_load_tells_what_bound_it_and_writes_the_time_line(own: Path, tmp_path: 
     assert {"read", "allocate", "place", "deliver"} == {span["name"] for span in spans}
     facts = told("load", own)
     assert facts["tensors"] == len(by_stock(own))
+
+
+@pytest.mark.parametrize("entries", [{}, {"a": Entry("F32", [0, 3]), "b": Entry("U8", [0])}])
+def test_where_nothing_is_to_be_read(entries: dict[str, Entry], tmp_path: Path) -> None:
+    path = write_raw(tmp_path / "m.safetensors", entries)
+    trace = tmp_path / "trace.json"
+    shown = run("load", path, "--trace", trace).output.splitlines()
+    assert shown[0] == f"{len(entries)} tensors, 0 B from 1 files"
+    assert shown[1].startswith(f"nothing to read: {len(entries)} tensors in ")
+    assert "bound by" not in "".join(shown)
+    assert json.loads(trace.read_text()) == {"traceEvents": []}
+    facts = told("load", path)
+    assert (facts["bound"], facts["read_bytes"]) == ("nothing", 0)
+
+
+class TestOnGpu:
+    pytestmark = NEEDS_GPU
+
+    def test_load(self, large: Path) -> None:
+        result = run("load", large, "--device", "cuda")
+        assert result.exit_code == 0, result.output
+        rate = r"^bound by (disk|page cache|link|Python).* \d+ % of \d\.\d+ s, \d+\.\d\d GB/s"
+        assert re.search(rate, result.output, re.MULTILINE)
+        facts = told("load", large, "--device", "cuda:0")
+        assert (facts["device"], facts["tensors"]) == ("cuda:0", 24)
+        assert facts["bytes"] == sum(tensor.nbytes for tensor in STOCK.load_file(large).values())
+
+    def test_the_time_line_has_all_copies(self, large: Path, tmp_path: Path) -> None:
+        trace = tmp_path / "trace.json"
+        assert run("load", large, "--device", "cuda", "--trace", trace).exit_code == 0
+        events = json.loads(trace.read_text())["traceEvents"]
+        lanes = {event["args"]["name"]: event["tid"] for event in events if event["ph"] == "M"}
+        spans = [event for event in events if event["ph"] == "X"]
+        assert len(spans) + len(lanes) == len(events)
+        assert all(span["ts"] >= 0 and span["dur"] >= 0 for span in spans)
+        copies = [span for span in spans if span["name"] == "copy"]
+        assert {copy["tid"] for copy in copies} == {lanes["copies to cuda:0"]}
+        reads = [span["args"]["bytes"] for span in spans if span["name"] == "read"]
+        assert sorted(copy["args"]["bytes"] for copy in copies) == sorted(reads)
+        assert sum(reads) >= sum(tensor.nbytes for tensor in STOCK.load_file(large).values())
+
+    def test_no_such_gpu(self, large: Path) -> None:
+        result = run("load", large, "--device", "cuda:99")
+        assert (result.exit_code, result.stdout) == (REFUSED, "")
+        assert "99" in result.stderr
 
 
 def test_a_manifest_of_files_of_one_name_is_refused(own: Path, tmp_path: Path) -> None:

@@ -309,7 +309,10 @@ def test_arrays_export_both_protocols(every_type: Path) -> None:
 
 def test_facts_of_a_gpu() -> None:
     facts = cuda.gpu_facts(0)
-    assert facts.memory_total == torch.cuda.get_device_properties(0).total_memory
+    # NVML counts what the driver keeps for itself, torch does not.
+    usable = torch.cuda.get_device_properties(0).total_memory
+    assert facts.memory_total is not None
+    assert usable <= facts.memory_total < usable * 1.1
     assert facts.memory_free is not None
     assert 0 < facts.memory_free <= facts.memory_total
     for now, most in [

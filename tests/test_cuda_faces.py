@@ -244,8 +244,11 @@ def test_a_loop_that_reads_ahead_of_more_than_the_ring(large: Path) -> None:
 
 
 def test_a_loop_over_tensors_as_large_as_what_lies_ahead(tmp_path: Path) -> None:
-    """No read waits for memory that nobody would make: the thread is the same to the end."""
-    sizes = [32 * MIB, 32 * MIB, 30 * MIB, 3 * MIB, MIB, 32 * MIB, 31 * MIB, 5]
+    """No read waits for memory that nobody would make: the thread is the same to the end.
+
+    And no memory is made ahead for a tensor larger than what may lie there.
+    """
+    sizes = [32 * MIB, 32 * MIB, 30 * MIB, 3 * MIB, MIB, 32 * MIB, 70 * MIB, 90 * MIB, 31 * MIB, 5]
     entries = {f"t{i}": Entry("U8", [size], bytes(size)) for i, size in enumerate(sizes)}
     path = write_raw(tmp_path / "large.safetensors", entries, misalign=9)
 
@@ -259,9 +262,13 @@ def test_a_loop_over_tensors_as_large_as_what_lies_ahead(tmp_path: Path) -> None
 
     with safe_open(path, "pt", "cuda") as handle:
         seen = set()
+        before = torch.cuda.memory_allocated()
         for name in handle.keys()[:-1]:
-            handle.get_tensor(name)
+            tensor = handle.get_tensor(name)
+            ahead = torch.cuda.memory_allocated() - before - tensor.nbytes
+            assert ahead <= 48 * MIB
             seen |= loops()
+            del tensor
     assert len(seen) == 1
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import simulator
-from click.testing import CliRunner, Result
+from commands import BAD, REFUSED, USAGE, run, told
 from gpu import NEEDS_GPU, NEEDS_SIMULATOR
 from oracle import evict, shards, write_checkpoint, write_sparse
 from process import in_terminal, run_python
@@ -26,14 +26,12 @@ from safetensors_streaming._machine import (
     container_processors,
     file_system,
 )
-from safetensors_streaming.cli import main
 from test_engine import WITHOUT_IO_URING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MIB = 1 << 20
-BAD, USAGE, REFUSED = 1, 2, 3
 MEASURED_MAX = 256 * MIB
 
 #: Prints what the command does.
@@ -42,16 +40,6 @@ import sys
 from safetensors_streaming.cli import main
 main(["doctor", *sys.argv[1:], "--json"])
 """
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, ["doctor", *map(str, words)])
-
-
-def told(*words: object) -> Any:  # noqa: ANN401 - whatever the JSON is
-    result = run(*words, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def told_by_child(
@@ -64,7 +52,7 @@ def told_by_child(
 def of_large(large: Path) -> Any:  # noqa: ANN401 - whatever the JSON is
     """What is told of 96 MiB that the page cache holds."""
     large.read_bytes()
-    return told(large, "--device", "cpu")
+    return told("doctor", large, "--device", "cpu")
 
 
 def test_the_machine_is_what_the_kernel_says(of_large: Any) -> None:  # noqa: ANN401
@@ -103,7 +91,7 @@ def test_what_the_page_cache_has_lost_is_told(large: Path, tmp_path: Path) -> No
     own = tmp_path / "own.safetensors"
     own.write_bytes(large.read_bytes())
     evict(own)
-    told_cold = told(own, "--device", "cpu")
+    told_cold = told("doctor", own, "--device", "cpu")
     if told_cold["files"]["direct_alignment_bytes"] is None:
         pytest.skip("this file system may keep its files in memory")
     assert told_cold["files"]["cached_fraction"] < 0.1
@@ -123,11 +111,11 @@ def test_a_load_is_predicted_by_its_slowest_part(of_large: Any) -> None:  # noqa
 
 
 def test_without_a_path_the_parts_that_need_one_are_left_out_by_name() -> None:
-    facts = told("--device", "cpu")
+    facts = told("doctor", "--device", "cpu")
     assert set(facts["bytes_per_second"]) == {"CPU copy"}
     assert set(facts["not_measured"]) == {"disk", "page cache"}
     assert (facts["files"], facts["predictions"]) == (None, {})
-    shown = run("--device", "cpu").output
+    shown = run("doctor", "--device", "cpu").output
     assert "not measured: no PATH was named" in shown
 
 
@@ -136,7 +124,7 @@ def test_files_in_memory_have_no_disk() -> None:
     if not folder.parent.is_dir():
         pytest.skip("no /dev/shm")
     try:
-        facts = told(write_checkpoint(folder), "--device", "cpu")
+        facts = told("doctor", write_checkpoint(folder), "--device", "cpu")
     finally:
         for file in folder.iterdir():
             file.unlink()
@@ -293,7 +281,7 @@ def test_in_a_narrow_terminal_nothing_is_lost(checkpoint: Path) -> None:
 def test_exit_codes(checkpoint: Path, words: tuple[str, ...], code: int) -> None:
     bad = checkpoint.parent / "bad.safetensors"
     bad.write_bytes(b"<html>not found</html>")
-    result = run(*(word.format(own=checkpoint, bad=bad) for word in words))
+    result = run("doctor", *(word.format(own=checkpoint, bad=bad) for word in words))
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     assert result.stderr
@@ -315,13 +303,13 @@ class TestOnGpu:
     pytestmark = NEEDS_GPU
 
     def test_the_first_gpu_is_looked_at_unless_another_is_named(self, checkpoint: Path) -> None:
-        facts = told(checkpoint)
+        facts = told("doctor", checkpoint)
         assert (facts["device"], facts["gpu_refusal"]) == ("cuda:0", None)
         known = vars(cuda.gpu_facts(0))
         assert {**facts["gpu"], "memory_free": 0} == {**known, "memory_free": 0}
         assert {"link", "page cache"} <= set(facts["bytes_per_second"])
         assert facts["pin_seconds"] >= 0
-        assert "PCIe lanes" in run(shards(checkpoint)[0]).output
+        assert "PCIe lanes" in run("doctor", shards(checkpoint)[0]).output
 
 
 class TestOnSimulator:
@@ -346,7 +334,7 @@ class TestOnSimulator:
 
     def test_nothing_stays_on_the_gpu(self) -> None:
         before = simulator.statistics()
-        told("--device", "cuda")
+        told("doctor", "--device", "cuda")
         after = simulator.statistics()
         for now, then in zip(after["devices"], before["devices"], strict=True):
             assert now["live_bytes"] == then["live_bytes"]

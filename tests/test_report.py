@@ -72,6 +72,19 @@ def test_what_bound_a_load(large: Path) -> None:
     assert "50 % of the ceiling" in told
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_bound_a_load_of_nothing(sample: Path, backend: str) -> None:
+    load_checkpoint(sample, backend=backend, filter=lambda name: name == "empty")
+    report = last_report()
+    assert report is not None
+    assert (report.tensors, report.read_bytes, report.trace()) == (1, 0, None)
+    bound, told = {"mmap": ("mapping", "mapping: "), "pread": ("nothing", "nothing to read: ")}[
+        backend
+    ]
+    assert report.bound == bound
+    assert report.explain().startswith(f"{told}1 tensors in ")
+
+
 def test_no_report_before_the_first_load() -> None:
     run_python(
         """

@@ -185,19 +185,23 @@ def paths_of(path: PathOrPaths) -> list[str]:
 
 
 @contextmanager
-def progress_bar(progress: Progress | bool | None) -> Iterator[Progress | None]:  # noqa: FBT001
-    """The callback itself, or one that moves a bar."""
+def progress_bar(
+    progress: Progress | bool | None,  # noqa: FBT001 - what the caller was given
+    label: str = "loading",
+) -> Iterator[Progress | None]:
+    """The callback itself, or one that moves a bar with rate and remaining time."""
     if not isinstance(progress, bool):
         yield progress
     elif progress:
         from tqdm.auto import tqdm  # noqa: PLC0415 - only who wants a bar pays for its import
 
-        with tqdm(unit="B", unit_scale=True, desc="loading") as bar:
+        with tqdm(unit="B", unit_scale=True, desc=label) as bar:
 
             def tell(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
 
             yield tell
+            bar.leave = bar.total is not None  # there was nothing to do: the bar goes
     else:
         yield None

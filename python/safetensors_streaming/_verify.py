@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors_streaming import _native
+from safetensors_streaming import SafetensorError, _native
 from safetensors_streaming._checkpoint import PathOrPaths, Progress, paths_of
 
 #: What a manifest says it is.
@@ -19,6 +19,13 @@ FORMAT = "safetensors-streaming manifest 1"
 FileFacts = tuple[Path, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
 
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class FileDigests(NamedTuple):
+    """What a manifest knows of a file: the SHA-256 of its header, and those of its tensors."""
+
+    header: str
+    tensors: dict[str, str]
 
 
 class Mismatch(NamedTuple):
@@ -71,12 +78,10 @@ def known_sha256(paths: list[str], known: str | Mapping[str, str] | None) -> dic
             raise ValueError(f"one SHA-256 for {len(paths)} files: give each its own, by file name")
         known = {Path(paths[0]).name: known}
     names = {Path(path).name: path for path in paths}
-    for name, digest in known.items():
-        if not _SHA256.fullmatch(digest):
-            raise ValueError(f"{digest!r} is no SHA-256 in hexadecimal digits")
+    for name in known:
         if name not in names:
             raise ValueError(f"no file {name!r} in this checkpoint, which has {sorted(names)}")
-    return {names[name]: digest.lower() for name, digest in known.items()}
+    return {names[name]: _sha256(digest, f"file {name!r}") for name, digest in known.items()}
 
 
 def check_sha256(
@@ -125,7 +130,7 @@ def check_manifest(
         What does not agree, files and tensors that only one of both has included.
 
     Raises:
-        ValueError: The file is no such manifest.
+        SafetensorError: The file is no such manifest.
     """
     wanted = _read_manifest(manifest)
     _check_names(_native.describe(paths_of(path)))
@@ -136,15 +141,15 @@ def check_manifest(
             mismatches.append(Mismatch(str(file), None, None, digests[0][1]))
             continue
         (_, header), *tensors = digests
-        if header != own["header"]:
-            mismatches.append(Mismatch(str(file), None, own["header"], header))
-        known = dict(own["tensors"])
+        if header != own.header:
+            mismatches.append(Mismatch(str(file), None, own.header, header))
+        known = dict(own.tensors)
         for name, digest in tensors:
             expected = known.pop(name, None)
             if digest != expected:
                 mismatches.append(Mismatch(str(file), name, expected, digest))
         mismatches += [Mismatch(str(file), name, digest, None) for name, digest in known.items()]
-    mismatches += [Mismatch(name, None, own["header"], None) for name, own in wanted.items()]
+    mismatches += [Mismatch(name, None, own.header, None) for name, own in wanted.items()]
     return mismatches
 
 
@@ -155,16 +160,39 @@ def _check_names(files: list[FileFacts]) -> None:
         raise ValueError(f"a manifest is of one folder, and these names stand twice: {repeated}")
 
 
-def _read_manifest(path: str | PathLike[str]) -> dict[str, Any]:
+def _read_manifest(path: str | PathLike[str]) -> dict[str, FileDigests]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        files = content["files"]
-        whole = content["format"] == FORMAT and all(
-            isinstance(file["header"], str) and isinstance(file["tensors"], dict)
-            for file in files.values()
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)} is no manifest of digests: {error}") from error
-    if not whole:
-        raise ValueError(f"{os.fspath(path)} is no manifest of digests of the format {FORMAT!r}")
-    return dict(files)
+        return _files_of(content)
+    except (ValueError, TypeError, RecursionError) as error:
+        text = f"{os.fspath(path)} is no manifest of digests: {error}"
+        raise SafetensorError(text) from error
+
+
+def _files_of(manifest: object) -> dict[str, FileDigests]:
+    """The digests in a manifest, of which nothing is known yet."""
+    known = manifest if isinstance(manifest, dict) else {}
+    if known.get("format") != FORMAT:
+        raise ValueError(f"it does not say that its format is {FORMAT!r}")
+    files = known.get("files")
+    if not isinstance(files, dict):
+        raise TypeError("it has no table of files")
+    return {name: _digests_of(name, file) for name, file in files.items()}
+
+
+def _digests_of(name: str, file: object) -> FileDigests:
+    known = file if isinstance(file, dict) else {}
+    header, tensors = known.get("header"), known.get("tensors")
+    if not isinstance(tensors, dict):
+        raise TypeError(f"it has no table of tensors of file {name!r}")
+    whose = f"of file {name!r}"
+    return FileDigests(
+        _sha256(header, f"the header {whose}"),
+        {of: _sha256(digest, f"tensor {of!r} {whose}") for of, digest in tensors.items()},
+    )
+
+
+def _sha256(digest: object, what: str) -> str:
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise ValueError(f"the digest of {what} is no SHA-256 in hexadecimal digits: {digest!r}")
+    return digest.lower()

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::config::{
     LOAD_RING_SHARE, LOAD_SLOTS, LOAD_SLOTS_MAX, ReaderChoice, SLOT_BYTES, SLOTS_MIN,
-    WARM_CHUNK_BYTES, config, last_level_cache_bytes,
+    WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
 use crate::digest::{Digest, Digests};
@@ -113,14 +113,16 @@ fn are_cached(sources: &[Arc<dyn Source>]) -> bool {
 }
 
 /// Chunk size and number of slots. What the page cache holds is copied in small chunks through
-/// few slots, which then stay in the last-level cache; a disk wants large reads and many.
+/// slots that fit half of the last-level cache; a disk wants large reads and many.
 pub(crate) fn sizes(cached: bool, bytes: u64) -> (usize, usize) {
     if bytes <= WARM_CHUNK_BYTES as u64 {
         return (SLOT_BYTES, LOAD_SLOTS);
     }
     if cached {
-        let fit = last_level_cache_bytes() / 2 / WARM_CHUNK_BYTES;
-        (WARM_CHUNK_BYTES, fit.clamp(SLOTS_MIN, LOAD_SLOTS))
+        let fit = last_level_cache_bytes() / 2;
+        let whole = fit / LOAD_SLOTS_MAX / WARM_CHUNK_BYTES * WARM_CHUNK_BYTES;
+        let chunk = whole.clamp(WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX);
+        (chunk, (fit / chunk).clamp(SLOTS_MIN, LOAD_SLOTS_MAX))
     } else {
         let share =
             usize::try_from(bytes / LOAD_RING_SHARE / SLOT_BYTES as u64).unwrap_or(usize::MAX);

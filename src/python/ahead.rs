@@ -2,18 +2,18 @@
 //! torch allocates it in the caller's thread, a little ahead.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use pyo3::exceptions::{PyInterruptedError, PyRuntimeError};
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::{Options, run};
-use crate::config::SIGNAL_INTERVAL;
+use crate::config::{EARLY_BYTES_MAX, SIGNAL_INTERVAL};
 use crate::device::workers::Workers;
 use crate::device::{Allocator, Buffer, Destination};
 use crate::error::{Error, Result};
@@ -22,6 +22,7 @@ use crate::plan::{Read, Wanted, windows};
 use crate::python::destination::{Made, take};
 use crate::python::fetch::{Ready, Sources, Targets};
 use crate::python::lanes::Hand;
+use crate::queue::{self, Wakes, queue, wait_for};
 use crate::reader::CachePolicy;
 use crate::report::Report;
 
@@ -30,7 +31,7 @@ use crate::report::Report;
 pub(crate) struct Limits {
     /// Targets, in their order, that are read in file order before the next ones: so many bytes.
     pub(crate) window_bytes: u64,
-    /// Memory made and not taken yet, a window or the rest of a tensor more at most.
+    /// Memory made and not taken yet, but for the window that is waited for.
     pub(crate) ahead_bytes: u64,
     /// How long what was read waits to be taken; for ever, if none.
     pub(crate) patience: Option<Duration>,
@@ -51,11 +52,17 @@ pub(crate) struct Ahead {
     arrived: HashSet<usize>,
     /// How the load ended, once that is known and until it is told.
     outcome: Option<Result<Report>>,
-    /// The thread ends when this is gone.
-    memory: Option<Sender<Buffer>>,
+    /// The thread ends when it is told that there will be no more.
+    memory: Option<queue::Sender<Provision>>,
     events: Receiver<Event>,
     thread: Option<JoinHandle<()>>,
     process: u32,
+}
+
+/// What the thread is told: the memory of the next target, or that there will be no more.
+enum Provision {
+    Memory(Buffer),
+    End,
 }
 
 /// What the thread tells: a target is whole, or there will be no more.
@@ -73,7 +80,7 @@ impl Ahead {
         limits: Limits,
     ) -> Result<Self> {
         let Targets { wanted, .. } = targets;
-        let (memory, provided) = unbounded();
+        let (memory, provided) = queue();
         let (events_in, events) = unbounded();
         let mut options = Options::with_cache(CachePolicy::Auto);
         options.window_bytes = limits.window_bytes;
@@ -116,7 +123,7 @@ impl Ahead {
         if self.outcome.is_none()
             && let Err(error) = self.provide(py, target)
         {
-            self.memory = None; // the thread ends with what it has
+            self.end(); // the thread ends with what it has
             self.outcome = Some(Err(error));
         }
     }
@@ -148,7 +155,7 @@ impl Ahead {
 
     /// Ends the load, if it goes on yet, and tells how it ended; once.
     pub(crate) fn finish(&mut self, py: Python<'_>) -> Option<Result<Report>> {
-        self.memory = None;
+        self.end();
         let thread = self.thread.take().filter(|_| self.is_of_this_process());
         if let Some(thread) = thread {
             // It waits for what is in flight; others may need the interpreter for that to end.
@@ -162,6 +169,14 @@ impl Ahead {
         self.outcome.take()
     }
 
+    /// Lets the thread end, unless it was forked from: a child must not ring its parent's bell.
+    fn end(&mut self) {
+        if let Some(memory) = self.memory.take().filter(|_| self.is_of_this_process()) {
+            // A thread that has ended before needs no telling.
+            let _sent = memory.send(Provision::End);
+        }
+    }
+
     /// Has torch make memory for the next targets, in the thread that will have them: for all that
     /// are read together with the one that is waited for, and for more while there is room ahead.
     fn provide(&mut self, py: Python<'_>, target: usize) -> Result<()> {
@@ -169,7 +184,7 @@ impl Ahead {
         let window = self.windows.partition_point(|window| window.end <= target);
         let needed = self.windows.get(window).map_or(0, |window| window.end);
         while let Some(wanted) = self.wanted.get(self.provided)
-            && (self.provided < needed || self.outstanding_bytes < self.bytes_max)
+            && (self.provided < needed || self.outstanding_bytes + wanted.bytes() <= self.bytes_max)
         {
             let size = usize::try_from(wanted.bytes()).unwrap_or(usize::MAX);
             let buffer = match self.ready.provide(self.provided, size) {
@@ -180,7 +195,7 @@ impl Ahead {
                 made => made?,
             };
             // A thread that has given up is found by its last word.
-            let _sent = memory.send(buffer);
+            let _sent = memory.send(Provision::Memory(buffer));
             self.provided += 1;
             self.outstanding_bytes += wanted.bytes();
         }
@@ -206,7 +221,7 @@ impl Ahead {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        self.memory = None;
+        self.end();
         // Without an interpreter, at its end, the thread ends with the process.
         let _outcome = Python::try_attach(|py| self.finish(py));
     }
@@ -224,7 +239,7 @@ struct Background {
     wanted: Vec<Wanted>,
     options: Options,
     hands: Vec<Hand>,
-    provided: Receiver<Buffer>,
+    provided: queue::Receiver<Provision>,
     events: Sender<Event>,
     patience: Option<Duration>,
 }
@@ -234,10 +249,17 @@ impl Background {
         let Self { sources, wanted, options, hands, provided, events, patience } = self;
         let buffers = Rc::new(RefCell::new(Vec::new()));
         let mut memory = Provided(Rc::clone(&buffers));
-        let (told, idle) = (events.clone(), None);
-        let missing = wanted.len();
-        let mut pace =
-            Pace { provided, buffers, events: told, missing, closed: false, idle, patience };
+        let mut pace = Pace {
+            provided,
+            buffers,
+            early: VecDeque::new(),
+            early_bytes: 0,
+            events: events.clone(),
+            missing: wanted.len(),
+            closed: false,
+            idle: None,
+            patience,
+        };
         let workers =
             Workers::new(|done| hands.into_iter().map(|hand| hand.worker(false, done)).collect());
         let outcome = workers.and_then(|mut workers| {
@@ -259,10 +281,13 @@ impl Allocator for Provided {
     }
 }
 
-/// Begins no read for which there is no memory yet, and tells what has arrived.
+/// Begins few reads for which there is no memory yet, places none, and tells what has arrived.
 struct Pace {
-    provided: Receiver<Buffer>,
+    provided: queue::Receiver<Provision>,
     buffers: Rc<RefCell<Vec<Buffer>>>,
+    /// Reads begun without memory: the last target of each, and its bytes.
+    early: VecDeque<(usize, u64)>,
+    early_bytes: u64,
     events: Sender<Event>,
     /// Targets that are yet to come.
     missing: usize,
@@ -272,19 +297,31 @@ struct Pace {
 }
 
 impl Pace {
-    fn take(&mut self) {
-        loop {
-            match self.provided.try_recv() {
-                Ok(buffer) => self.buffers.borrow_mut().push(buffer),
-                Err(TryRecvError::Empty) => return,
-                Err(TryRecvError::Disconnected) => {
-                    self.closed = true;
-                    return;
-                }
-            }
-            self.idle = None;
+    fn take(&mut self, provision: Provision) {
+        match provision {
+            Provision::Memory(buffer) => self.buffers.borrow_mut().push(buffer),
+            Provision::End => self.closed = true,
         }
+        self.idle = None;
     }
+
+    /// Takes all that was provided; tells whether there was anything.
+    fn take_all(&mut self) -> bool {
+        let mut any = false;
+        while let Some(provision) = self.provided.take() {
+            self.take(provision);
+            any = true;
+        }
+        any
+    }
+
+    fn is_provided(&self, target: usize) -> bool {
+        target < self.buffers.borrow().len()
+    }
+}
+
+fn last_target(read: &Read) -> usize {
+    read.pieces.iter().map(|piece| piece.target).max().unwrap_or_default()
 }
 
 impl Caller for Pace {
@@ -296,7 +333,7 @@ impl Caller for Pace {
     }
 
     fn check(&mut self, _bytes_done: u64) -> Result<()> {
-        self.take();
+        self.take_all();
         if self.closed && self.missing > 0 {
             let ended = PyInterruptedError::new_err("the load was given up");
             return Err(Error::Stopped(Box::new(ended)));
@@ -305,22 +342,42 @@ impl Caller for Pace {
     }
 
     fn admits(&mut self, read: &Read) -> bool {
-        self.take();
-        let last = read.pieces.iter().map(|piece| piece.target).max();
-        last.is_none_or(|last| last < self.buffers.borrow().len())
+        while let Some(&(target, bytes)) = self.early.front()
+            && self.is_provided(target)
+        {
+            self.early.pop_front();
+            self.early_bytes -= bytes;
+        }
+        let (target, bytes) = (last_target(read), read.bytes as u64);
+        if self.is_provided(target) {
+            return true;
+        }
+        let admitted = self.early_bytes + bytes <= EARLY_BYTES_MAX;
+        if admitted {
+            self.early.push_back((target, bytes));
+            self.early_bytes += bytes;
+        }
+        admitted
+    }
+
+    fn receives(&mut self, read: &Read) -> bool {
+        self.is_provided(last_target(read))
+    }
+
+    fn has_news(&mut self, wakes: &mut Wakes) -> bool {
+        self.provided.add_to(wakes);
+        self.take_all()
     }
 
     fn wait(&mut self) {
-        match self.provided.recv_timeout(SIGNAL_INTERVAL) {
-            Ok(buffer) => {
-                self.buffers.borrow_mut().push(buffer);
-                self.idle = None;
-            }
-            Err(RecvTimeoutError::Timeout) => {
-                let since = *self.idle.get_or_insert_with(Instant::now);
-                self.closed |= self.patience.is_some_and(|patience| since.elapsed() > patience);
-            }
-            Err(RecvTimeoutError::Disconnected) => self.closed = true,
+        let provision = wait_for(SIGNAL_INTERVAL, |wakes| {
+            self.provided.add_to(wakes);
+            self.provided.take()
+        });
+        if let Some(provision) = provision {
+            return self.take(provision);
         }
+        let since = *self.idle.get_or_insert_with(Instant::now);
+        self.closed |= self.patience.is_some_and(|patience| since.elapsed() > patience);
     }
 }

@@ -12,7 +12,7 @@ use pyo3::types::PyDict;
 
 use crate::checkpoint::engine::{Options, Task, run_digesting};
 use crate::checkpoint::{Backend, Checkpoint, Shard};
-use crate::config::{SIGNAL_INTERVAL, processors};
+use crate::config::{DIGESTED_FILES_MAX, SIGNAL_INTERVAL, processors};
 use crate::device::null::{NullAllocator, NullDevice};
 use crate::device::{Buffer, Destination};
 use crate::digest::{Digest, Digests, hex};
@@ -124,7 +124,7 @@ impl Caller for Part<'_> {
 
 type Sources = Arc<[Arc<dyn Source>]>;
 
-/// The digests of each source, as many sources at once as there are processors.
+/// The digests of each source, as many sources at once as there are processors and slots for.
 fn digest_all(
     py: Python<'_>,
     sources: &Sources,
@@ -157,7 +157,7 @@ fn digest_all(
     };
     let looked: PyResult<()> = py.detach(|| {
         thread::scope(|scope| {
-            let count = processors().min(stretches.len());
+            let count = processors().min(stretches.len()).min(DIGESTED_FILES_MAX);
             let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
             let mut looked = Ok(());
             while threads.iter().any(|thread| !thread.is_finished()) {
@@ -167,7 +167,7 @@ fn digest_all(
                     shared.stopped.fetch_or(looked.is_err(), Ordering::Relaxed);
                 }
             }
-            looked
+            looked.and_then(|()| look())
         })
     });
     looked?;

@@ -56,7 +56,7 @@ impl Habit {
         }
         let Some(ahead) = &mut self.ahead else { return Ok(None) };
         if ahead.places.front() != Some(&place) {
-            return Ok(None); // one that is too large, or lies where the loop has been
+            return Ok(None); // one that lies where the loop has been
         }
         let tensor = ahead.next(py)?;
         if tensor.is_none() || ahead.places.is_empty() {
@@ -141,7 +141,7 @@ impl Loop {
 /// Places in the file, and what is to be read of each.
 type Worthwhile = (VecDeque<usize>, Vec<(Wanted, Form)>);
 
-/// Of an order, the tensors that one pass over the file brings and that fit into what is read ahead.
+/// Of an order, the tensors that one pass over the file brings.
 fn worth_it(py: Python<'_>, shard: &Shard, order: Order<'_>) -> Result<Worthwhile> {
     let mut places = VecDeque::new();
     let mut targets = Vec::new();
@@ -149,7 +149,7 @@ fn worth_it(py: Python<'_>, shard: &Shard, order: Order<'_>) -> Result<Worthwhil
         let (wanted, form) = shard.wanted(place, &[])?;
         let forward = places.back().is_none_or(|&last| place > last);
         let known = || torch_type(py, form.dtype).is_ok() && form.torch_shape().is_ok();
-        if forward && (1..=AHEAD_BYTES_MAX).contains(&wanted.bytes()) && known() {
+        if forward && wanted.bytes() > 0 && known() {
             places.push_back(place);
             targets.push((wanted, form));
         }

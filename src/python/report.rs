@@ -73,8 +73,8 @@ impl PyReport {
         Ok(busy)
     }
 
-    /// What was under way longest: disk, page cache, link, CPU copy, Python, caller, or mapping where
-    /// nothing was read.
+    /// What was under way longest: disk, page cache, link, CPU copy, Python, caller; mapping where tensors
+    /// are mapped, nothing where none has bytes to read.
     #[getter]
     fn bound(&self) -> &'static str {
         self.0.bound().0.name()
@@ -129,12 +129,13 @@ impl PyReport {
     fn explain(&self, py: Python<'_>, ceilings: Option<HashMap<String, f64>>) -> String {
         let Report { bytes, tensors, seconds, .. } = self.0;
         let (bound, busy) = self.0.bound();
+        let total = seconds.total;
         let what = match bound {
             BoundBy::Mapping => {
-                return format!(
-                    "mapping: {tensors} tensors in {:.3} s, nothing read",
-                    seconds.total
-                );
+                return format!("mapping: {tensors} tensors in {total:.3} s, nothing read");
+            }
+            BoundBy::Nothing => {
+                return format!("nothing to read: {tensors} tensors in {total:.3} s");
             }
             BoundBy::Python => format!("Python: {tensors} tensors"),
             BoundBy::Caller => "caller: waited for tensors to be taken".to_owned(),
@@ -142,15 +143,14 @@ impl PyReport {
                 bound.name().to_owned()
             }
         };
-        let (rate, share) = (bytes as f64 / seconds.total, busy / seconds.total * 100.0);
+        let (rate, share) = (bytes as f64 / total, busy / total * 100.0);
         let known = ceilings.and_then(|ceilings| ceilings.get(bound.name()).copied());
         let known = known.map(|ceiling| ("the ceiling".to_owned(), ceiling));
         let known = known.or_else(|| py.detach(|| self.nominal(bound)));
         let of_ceiling = known.map_or_else(String::new, |(name, ceiling)| {
             format!(", {:.0} % of {name}, {:.2} GB/s", rate / ceiling * 100.0, ceiling / 1e9)
         });
-        let (total, rate) = (seconds.total, rate / 1e9);
-        format!("{what}, {share:.0} % of {total:.3} s, {rate:.2} GB/s{of_ceiling}")
+        format!("{what}, {share:.0} % of {total:.3} s, {:.2} GB/s{of_ceiling}", rate / 1e9)
     }
 
     /// All numbers as one line of JSON.

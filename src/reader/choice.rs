@@ -1,6 +1,6 @@
 //! Chooses a way for every read by what the page cache holds, and tries another where one fails.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use crate::config::{
 };
 use crate::device::Slot;
 use crate::queue::Wakes;
+use crate::reader::depth::Depth;
 use crate::reader::pread::{Path, PreadReader};
 use crate::reader::uring::UringReader;
 use crate::reader::{Completion, Reader, Request};
@@ -70,6 +71,9 @@ pub(crate) struct ChoosingReader {
     policy_reason: &'static str,
     began: Instant,
     retried: HashSet<usize>,
+    /// Reads in flight that go past the page cache, and when they were begun.
+    direct: HashMap<usize, Instant>,
+    depth: Depth,
     tally: Tally,
 }
 
@@ -97,6 +101,8 @@ impl ChoosingReader {
             policy_reason,
             began: Instant::now(),
             retried: HashSet::new(),
+            direct: HashMap::new(),
+            depth: Depth::new(),
             tally: Tally::default(),
         }
     }
@@ -170,6 +176,8 @@ impl ChoosingReader {
             return self.pread.submit_on(path, request, slot);
         }
         self.tally.direct = true;
+        self.direct.insert(request.tag, Instant::now());
+        self.depth.begin(request.bytes as u64);
         if matches!(self.uring, Uring::Untried) {
             self.uring = match UringReader::probe(Arc::clone(&self.sources)) {
                 Ok(reader) => Uring::Ready(Box::new(reader)),
@@ -186,12 +194,14 @@ impl ChoosingReader {
     }
 
     fn poll_any(&mut self) -> Option<Completion> {
-        if self.pread.in_flight() > 0
-            && let Some(completion) = self.pread.poll()
-        {
-            return Some(completion);
+        let by_thread = if self.pread.in_flight() > 0 { self.pread.poll() } else { None };
+        let completion = by_thread
+            .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
+        let Request { tag, bytes, .. } = completion.request;
+        if let Some(since) = self.direct.remove(&tag) {
+            self.depth.end(bytes as u64, since, Instant::now());
         }
-        self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll()
+        Some(completion)
     }
 }
 
@@ -249,6 +259,10 @@ impl Reader for ChoosingReader {
             Uring::Untried | Uring::Refused(_) => 0,
         };
         self.pread.in_flight() + uring
+    }
+
+    fn is_full(&self) -> bool {
+        self.depth.is_full()
     }
 }
 

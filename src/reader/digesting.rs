@@ -188,4 +188,28 @@ impl Reader for DigestingReader<'_> {
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.early.len() + self.passing
     }
+
+    fn is_full(&self) -> bool {
+        self.inner.is_full()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{DIGESTED_FILES_MAX, LOAD_SLOTS_MAX, RING_SLOTS_MAX, SLOTS_MIN};
+    use crate::ring::Ring;
+
+    #[test]
+    fn every_file_that_is_digested_has_its_slots() {
+        let ring = Ring::new(4096, RING_SLOTS_MAX);
+        let lend = |_| ring.lend(LOAD_SLOTS_MAX).unwrap();
+        let mut leases: Vec<_> = (0..DIGESTED_FILES_MAX).map(lend).collect();
+        // As one ends, the next begins, in whatever order.
+        for ended in [0, 2, 1, 3, 0, 0, 3] {
+            assert!(leases.iter_mut().all(|lease| lease.complete() >= SLOTS_MIN));
+            drop(leases.remove(ended));
+            leases.push(lend(0));
+        }
+        assert!(leases.iter_mut().all(|lease| lease.complete() >= SLOTS_MIN));
+    }
 }

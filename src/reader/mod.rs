@@ -5,6 +5,7 @@ use std::time::Duration;
 
 pub(crate) mod ahead;
 pub(crate) mod choice;
+pub(crate) mod depth;
 pub(crate) mod digesting;
 pub(crate) mod pread;
 pub(crate) mod uring;
@@ -55,6 +56,11 @@ pub(crate) trait Reader {
 
     /// Reads begun and not given back.
     fn in_flight(&self) -> usize;
+
+    /// Whether another read would only wait for those in flight.
+    fn is_full(&self) -> bool {
+        false
+    }
 }
 
 /// The next read that ended, if one ends within the time.

@@ -2,7 +2,7 @@
 
 It leaves with 0 if all is well, 1 if a checkpoint is not what it should be, 2 for a wrong command
 line, 3 if the machine refused (a file that cannot be read, no memory, no such GPU), 130 if it was
-interrupted.
+interrupted, 141 if nobody reads any more what it prints, as a program that SIGPIPE ends.
 """
 
 import click
@@ -22,7 +22,7 @@ def main() -> None:
     PATH is a file, a folder, a model.safetensors.index.json, or a glob pattern.
 
     Exit codes: 0 all is well; 1 the checkpoint is not what it should be; 2 a wrong command line;
-    3 the machine refused; 130 interrupted.
+    3 the machine refused; 130 interrupted; 141 nobody reads the output any more.
     """
 
 

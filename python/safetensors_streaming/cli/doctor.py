@@ -47,7 +47,8 @@ def doctor(path: str | None, device: str | None, as_json: bool) -> None:  # noqa
         ]
         say_table(["first load", "seconds", "bound by"], predictions, NUMBERS)
     for sentence in advice(told):
-        say(f"\n- {sentence}")
+        say("")
+        say(f"- {sentence}")
 
 
 def _facts(told: Diagnosis) -> Iterator[tuple[str, str]]:

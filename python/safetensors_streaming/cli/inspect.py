@@ -10,7 +10,6 @@ from safetensors_streaming._checkpoint import paths_of
 from safetensors_streaming._verify import FileFacts
 from safetensors_streaming.cli._common import (
     NARROW,
-    console,
     ends_well,
     json_option,
     path_argument,
@@ -18,6 +17,7 @@ from safetensors_streaming.cli._common import (
     say_json,
     say_table,
     size,
+    width,
 )
 
 NUMBERS = frozenset({"bytes", "tensors", "offset", "size"})
@@ -46,11 +46,12 @@ def inspect(path: str, as_json: bool) -> None:  # noqa: FBT001 - click passes it
     say_table(["dtype", "tensors", "bytes"], totals, NUMBERS)
     for name, _, _, metadata, _ in files:
         if metadata:
-            say(f"\nmetadata of {Path(name).name}:")
+            say("")
+            say(f"metadata of {Path(name).name}:")
             for key, value in sorted(metadata.items()):
                 say(f"  {key}: {value}")
     say("")
-    narrow, several = console().width < NARROW, len(files) > 1
+    narrow, several = width() < NARROW, len(files) > 1
     headings = ["tensor", "dtype", "shape"]
     headings += [] if narrow else ["size", "offset", *(["file"] if several else [])]
     tensors = [

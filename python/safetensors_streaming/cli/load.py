@@ -3,12 +3,11 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from safetensors_streaming import last_report, load_checkpoint
+from safetensors_streaming import Report, last_report, load_checkpoint
 from safetensors_streaming.cli._common import (
     device_option,
     ends_well,
@@ -18,6 +17,7 @@ from safetensors_streaming.cli._common import (
     say_json,
     size,
 )
+from safetensors_streaming.cli._output import check_output, write_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,6 +51,8 @@ def load(
     as_json: bool,  # noqa: FBT001 - click passes it by name
 ) -> None:
     """Load PATH by the engine, drop it, and say how long each part took and what bound it."""
+    if trace is not None:
+        check_output(trace)
     import_module("torch")  # seconds that are none of the load's
     load_checkpoint(
         path,
@@ -62,20 +64,25 @@ def load(
     report = last_report()
     assert report is not None  # noqa: S101 - it was just loaded
     if trace is not None:
-        timeline = report.trace()
-        Path(trace).write_text(timeline or json.dumps({"traceEvents": []}), encoding="utf-8")
+        write_output(trace, report.trace() or json.dumps({"traceEvents": []}))
     if as_json:
         say_json(report.to_dict())
         return
-    say(f"{report.tensors:,} tensors, {size(report.bytes)} from {report.files} files")
-    say(f"bound by {report.explain()}")
-    _say_seconds(report.seconds.items())
-    say("under way during the load:")
-    _say_seconds(report.busy.items())
-    say(f"reader: {report.reader} ({report.reason})")
-    say(f"page cache held {report.cached_fraction:.0%}; slots {size(report.ring_bytes_peak)}")
+    _say(report)
     if trace is not None:
         say(f"time line: {trace}")
+
+
+def _say(report: Report) -> None:
+    say(f"{report.tensors:,} tensors, {size(report.bytes)} from {report.files} files")
+    something = report.read_bytes > 0
+    say(f"bound by {report.explain()}" if something else report.explain())
+    _say_seconds(report.seconds.items())
+    if something:
+        say("under way during the load:")
+        _say_seconds(report.busy.items())
+        say(f"reader: {report.reader} ({report.reason})")
+        say(f"page cache held {report.cached_fraction:.0%}; slots {size(report.ring_bytes_peak)}")
 
 
 def _say_seconds(parts: "Iterable[tuple[str, float]]") -> None:

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from pathlib import Path
 
 import click
 
@@ -25,12 +24,13 @@ from safetensors_streaming.cli._common import (
     say_json,
     size,
 )
+from safetensors_streaming.cli._output import check_output, write_output
 
 
 @click.command()
 @path_argument
 @click.option("--sha256", metavar="HEX", help="What the only file's SHA-256 should be.")
-@click.option("--manifest", type=click.Path(exists=True), help="Digests to compare with.")
+@click.option("--manifest", type=click.Path(), help="Digests to compare with.")
 @click.option("--write-manifest", type=click.Path(), help="Where to write the digests.")
 @json_option
 @ends_well
@@ -49,20 +49,13 @@ def verify(
     """
     if sum(option is not None for option in (sha256, manifest, write_manifest)) > 1:
         raise click.UsageError("choose one of --sha256, --manifest and --write-manifest")
+    if write_manifest is not None:
+        check_output(write_manifest)
     began = time.monotonic()
     files = _native.describe(paths_of(path))
-    total = sum(file[1] for file in files)
-    unknown: list[str] = []
-    mismatches: list[Mismatch] = []
-    with progress_bar(sys.stderr.isatty()) as tell:
-        if write_manifest is not None:
-            text = json.dumps(make_manifest(path, tell), indent=1)
-            Path(write_manifest).write_text(text + "\n", encoding="utf-8")
-        elif manifest is not None:
-            mismatches = check_manifest(path, manifest, tell)
-        else:
-            unknown, mismatches = check_sha256(path, sha256, tell)
+    unknown, mismatches = _digest(path, sha256, manifest, write_manifest)
     seconds = time.monotonic() - began
+    total = sum(file[1] for file in files)
     digested = total - sum(file[1] for file in files if str(file[0]) in unknown)
     if as_json:
         say_json(
@@ -84,6 +77,20 @@ def verify(
             say(f"content: {len(files) - len(unknown)} of {len(files)} files agree")
     if mismatches:
         sys.exit(BAD_CHECKPOINT)
+
+
+def _digest(
+    path: str, sha256: str | None, manifest: str | None, write_manifest: str | None
+) -> tuple[list[str], list[Mismatch]]:
+    """The files of which no digest is known, and what does not agree; writes a manifest."""
+    with progress_bar(sys.stderr.isatty(), "verifying") as tell:
+        if manifest is not None:
+            return [], check_manifest(path, manifest, tell)
+        if write_manifest is None:
+            return check_sha256(path, sha256, tell)
+        content = make_manifest(path, tell)
+    write_output(write_manifest, json.dumps(content, indent=1) + "\n")
+    return [], []
 
 
 def _say(
