@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 GB, MB = 1e9, 1e6
+BLOCKS_MIN = 5
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,18 +39,33 @@ def weights_cells(weights: dict[str, Any] | None) -> tuple[str, str]:
     return f"{told})", f"{weights['rest_seconds'] * 1e3:,.1f} ms"
 
 
+def times(ratio: dict[str, Any], blocks: int) -> str:
+    """The ratio of times; of few blocks no interval can be told."""
+    if blocks < BLOCKS_MIN:
+        return f"{ratio['median']:.3f} ({blocks} blocks)"
+    return f"{ratio['median']:.3f} [{ratio['low']:.3f}..{ratio['high']:.3f}]"
+
+
+def goal(result: dict[str, Any]) -> str:
+    """What the row should reach, and whether it does."""
+    target = result["row"]["target"]
+    if target is None:
+        return "-"
+    return f"{target['says']}: {'reached' if result['reached'] else '**missed**'}"
+
+
 def line(result: dict[str, Any], *, apart: bool) -> str:
     """One row of the table; ``apart`` puts a library's weights beside the rest."""
     row, ratio, loaders = result["row"], result["ratio"], result["loaders"]
     others = sorted(set(loaders) - {row["ours"]}, key=lambda name: loaders[name]["median"])
     weights = result.get("weights")
-    interval = f"{ratio['median']:.3f} [{ratio['low']:.3f}..{ratio['high']:.3f}]"
     cells = (
         f"{row['says']} ({size(result['file_bytes'])})",
         cell(loaders[row["ours"]]),
         *(weights_cells(weights) if apart else ()),
         "; ".join(f"{name}: {cell(loaders[name])}" for name in others),
-        interval,
+        times(ratio, len(result["samples"][row["ours"]])),
+        goal(result),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -65,10 +81,10 @@ def table(document: dict[str, Any]) -> str:
     machine += f", Linux {facts['kernel']}, {facts['file_system'][2]}"
     apart = any(result.get("weights") for result in document["rows"])
     headings = ["what", "ours", *(["of it weights", "of it the library"] if apart else [])]
-    headings += ["against", "ratio of times, 95 % interval"]
+    headings += ["against", "ratio of times, 95 % interval", "goal"]
     return "\n".join(
         [
-            f"{machine}; ceilings in the same run: {ceilings}.",
+            f"{machine}; ceilings in the last of its runs: {ceilings}.",
             "",
             f"| {' | '.join(headings)} |",
             f"| {' | '.join('---' for _ in headings)} |",
@@ -89,7 +105,9 @@ def filled(text: str) -> str:
             raise SystemExit(f"README.md has no place for the table of {file.name}: {begin}")
         fresh = table(json.loads(file.read_text(encoding="utf-8")))
         place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text = place.sub(lambda _, new=f"{begin}\n{fresh}\n{end}": new, text)  # type: ignore[misc]
+        text, count = place.subn(lambda _, new=f"{begin}\n{fresh}\n{end}": new, text)  # type: ignore[misc]
+        if count != 1:
+            raise SystemExit(f"README.md has not one place for the table of {file.name}: {end}")
     return text
 
 

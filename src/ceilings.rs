@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::checkpoint::engine::sizes;
 use crate::config::{
-    COPY_THREADS_MAX, LOAD_SLOTS, READ_THREADS_MAX, ReaderChoice, SIGNAL_INTERVAL, SLOT_BYTES,
-    config, processors,
+    COPY_THREADS_MAX, FIRST_CHUNK_BYTES, LOAD_SLOTS, READ_THREADS_MAX, ReaderChoice,
+    SIGNAL_INTERVAL, SLOT_BYTES, config, processors,
 };
 use crate::device::cuda::copy::CudaWorker;
 use crate::device::cuda::driver::Gpu;
@@ -37,6 +37,9 @@ const ROUND_BYTES: usize = 128 << 20;
 const COPIED_SLOTS: usize = 12;
 
 const _: () = assert!((LOAD_SLOTS + 2 * COPIED_SLOTS) * SLOT_BYTES <= 2 * ROUND_BYTES);
+
+/// How many reads of a load are as small as its first one.
+const SMALL_READS: usize = 4;
 
 /// How long a round of reads lasts at most; a slow disk tells its rate by fewer bytes.
 const ROUND: Duration = Duration::from_secs(1);
@@ -143,13 +146,12 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
     };
     let mut reader = DeepReader { inner, depth: Depth::new(), begun: HashMap::new() };
     let mut slots = new_slots(slots)?;
-    let (mut bytes, mut seconds) = (0, 0.0);
-    for half in requests.chunks(requests.len().div_ceil(2).max(1)) {
-        let round = Round::read(&mut reader, sources, half, &mut slots)?;
-        bytes += round.bytes;
-        seconds += round.elapsed.as_secs_f64();
-    }
-    Ok(Some(bytes as f64 / seconds))
+    let halves = requests.chunks(requests.len().div_ceil(2).max(1));
+    let rounds = halves.map(|half| Round::read(&mut reader, sources, half, &mut slots));
+    let rounds = rounds.collect::<Result<Vec<_>>>()?;
+    let bytes: usize = rounds.iter().map(|round| round.bytes).sum();
+    let elapsed: Duration = rounds.iter().map(|round| round.elapsed).sum();
+    Ok(Some(bytes as f64 / elapsed.as_secs_f64()))
 }
 
 /// Reads through the page cache, as a warm load has them. The first round fills it, the better one counts.
@@ -172,18 +174,20 @@ fn new_slots(count: usize) -> Result<Vec<Slot>> {
     slots.map_err(|error| Error::io(Path::new("<slot memory>"), error))
 }
 
-/// The whole of all sources, in pieces.
+/// The whole of all sources, in pieces; the first ones are small, as those of a load.
 fn requests(sources: &Sources, chunk_bytes: usize) -> Vec<Request> {
-    let of_source = |(shard, source): (usize, &Arc<dyn Source>)| {
-        let bytes = source.len();
-        let request = move |offset: u64| {
-            let left = usize::try_from(bytes - offset).unwrap_or(chunk_bytes);
-            Request { tag: 0, shard, offset, bytes: left.min(chunk_bytes) }
-        };
-        (0..bytes).step_by(chunk_bytes).map(request)
-    };
-    let pieces = sources.iter().enumerate().flat_map(of_source);
-    pieces.enumerate().map(|(tag, request)| Request { tag, ..request }).collect()
+    let mut requests: Vec<Request> = Vec::new();
+    for (shard, source) in sources.iter().enumerate() {
+        let mut offset = 0;
+        while offset < source.len() {
+            let tag = requests.len();
+            let chunk = if tag < SMALL_READS { FIRST_CHUNK_BYTES } else { chunk_bytes as u64 };
+            let bytes = usize::try_from((source.len() - offset).min(chunk)).unwrap_or(chunk_bytes);
+            requests.push(Request { tag, shard, offset, bytes });
+            offset += bytes as u64;
+        }
+    }
+    requests
 }
 
 /// Pread threads that read past the page cache also what it holds.
@@ -243,7 +247,7 @@ impl Reader for DeepReader {
     }
 }
 
-/// What was moved, and how long that took.
+/// What was moved, in how long.
 struct Round {
     moves: usize,
     bytes: usize,
@@ -280,12 +284,10 @@ impl Round {
             if reader.in_flight() == 0 {
                 return Ok(Self { moves: reads, bytes, elapsed: began.elapsed() });
             }
-            if let Some(Completion { request, slot, result }) =
-                wait_for_reader(reader, SIGNAL_INTERVAL)
-            {
-                slots.push(slot);
-                let path = sources[request.shard].path();
-                result.map_err(|error| Error::io(path, error))?;
+            if let Some(completion) = wait_for_reader(reader, SIGNAL_INTERVAL) {
+                slots.push(completion.slot);
+                let path = sources[completion.request.shard].path();
+                completion.result.map_err(|error| Error::io(path, error))?;
             }
         }
     }
@@ -302,8 +304,7 @@ impl Round {
             while next < count
                 && let Some(slot) = slots.pop()
             {
-                let buffer_offset = next * SLOT_BYTES;
-                let buffer = buffer.clone();
+                let (buffer, buffer_offset) = (buffer.clone(), next * SLOT_BYTES);
                 let piece = Placement { buffer, buffer_offset, slot_offset: 0, bytes: SLOT_BYTES };
                 device.place(next, slot, vec![piece]);
                 next += 1;

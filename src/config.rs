@@ -16,8 +16,7 @@ pub(crate) const WARM_CHUNK_BYTES_MAX: usize = SLOT_BYTES;
 /// Slots lent to one load, or less where it has less to read.
 pub(crate) const LOAD_SLOTS: usize = 8;
 
-/// The most slots lent to one load. To one that reads past the page cache as many as `LOAD_RING_SHARE`
-/// allows: what a disk gives at once, the link needs a while for.
+/// The most slots lent to one load, as `LOAD_RING_SHARE` allows.
 pub(crate) const LOAD_SLOTS_MAX: usize = 16;
 
 /// The most of a load's bytes that more than `LOAD_SLOTS` have under way: one in so many.
@@ -190,7 +189,8 @@ pub(crate) fn memory_available_bytes() -> u64 {
     host.unwrap_or(u64::MAX).min(group.unwrap_or(u64::MAX))
 }
 
-/// Bytes of all last-level caches together, or a common size where the kernel does not tell.
+/// Bytes of the last-level caches of as many processors as this process may use, or a common size where
+/// the kernel does not tell.
 pub(crate) fn last_level_cache_bytes() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| {
@@ -198,9 +198,7 @@ pub(crate) fn last_level_cache_bytes() -> usize {
             |name: &str| small_file(&format!("/sys/devices/system/cpu/cpu0/cache/index3/{name}"));
         let size = told("size").and_then(|text| text.trim().strip_suffix('K')?.parse().ok());
         let sharing = told("shared_cpu_list").map_or(0, |list| processors_listed(&list));
-        let all =
-            small_file("/sys/devices/system/cpu/online").map_or(0, |list| processors_listed(&list));
-        let caches = all.max(1).div_ceil(sharing.max(1));
+        let caches = if sharing > 0 { processors().div_ceil(sharing) } else { 1 };
         size.map_or(16 << 20, |kibibytes: usize| (kibibytes << 10) * caches)
     })
 }

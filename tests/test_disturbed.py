@@ -253,6 +253,21 @@ def test_reading_ahead_delays_nothing(tmp_path: Path, then: str) -> None:
     assert (child.returncode, output) == (0, "loaded\n"), errors
 
 
+def test_what_is_read_otherwise_is_not_read_ahead(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "huge.safetensors", 4, 64 << 30)
+    script = """
+        import sys
+        from process import threads
+        from safetensors_streaming import load_file
+        from safetensors_streaming._default import read_otherwise
+
+        read_otherwise.set(True)
+        tensors = load_file(sys.argv[1])
+        assert threads() == [], threads()
+    """
+    run_python(script, path)
+
+
 def cachestat_is_missing() -> bool:
     release_numbers = re.findall(r"\d+", os.uname().release)[:2]
     return [int(number) for number in release_numbers] < [6, 5]

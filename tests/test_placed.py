@@ -141,6 +141,38 @@ def test_no_map_touches_no_gpu(ours: Results) -> None:
     assert ours["transformers without a device"]["driver"]["calls_total"] == 0
 
 
+MAPPED_TWICE = """
+    import sys
+    from safetensors_streaming import _native, patch
+
+    load_file, asked = _native.load_file, []
+
+    def seen(*arguments):
+        asked.append(arguments[-1])
+        return load_file(*arguments)
+
+    _native.load_file = seen
+    patch()
+    from diffusers import UNet2DModel
+
+    for device_map in ("cuda:0", {"": 0, "mid_block": "cpu"}):
+        asked.clear()
+        UNet2DModel.from_pretrained(sys.argv[1], device_map=device_map)
+        print(len(asked), sum(asked))
+"""
+
+
+@pytest.mark.skipif(find_spec("diffusers") is None, reason="diffusers is not installed")
+def test_what_a_plan_reads_is_not_read_ahead_for_its_mapping_as_well(folder: Path) -> None:
+    shards = len(list((folder / "unet-shards").glob("*.safetensors")))
+    told = run_python(MAPPED_TWICE, folder / "unet-shards", env=SIMULATION).split("\n")
+    assert shards > 1
+    assert told[0] == f"{shards} 0"
+    files, read_ahead = told[1].split()
+    assert int(files) == shards
+    assert 0 < int(read_ahead) <= shards  # what lies on the host is
+
+
 DISTURBED = """
     import os
     import sys

@@ -46,6 +46,9 @@ default = Default()
 #: Set where somebody further up has named a device for what is loaded further down.
 device_named: ContextVar[bool] = ContextVar("safetensors_streaming_device_named", default=False)
 
+#: Set where the tensors of a file are asked for as views, and read another way.
+read_otherwise: ContextVar[bool] = ContextVar("safetensors_streaming_read_otherwise", default=False)
+
 #: Where a library is about to move what it has another one, or itself, load for the host.
 moved_to: "ContextVar[str | int | torch.device | None]" = ContextVar(
     "safetensors_streaming_moved_to", default=None

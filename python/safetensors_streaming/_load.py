@@ -4,6 +4,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from safetensors_streaming import _native
+from safetensors_streaming._default import read_otherwise
 from safetensors_streaming._upstream import (
     calls,
     cuda_ordinal,
@@ -53,7 +54,8 @@ def load_file(
     reason = reason_to_delegate("pt", device, backend)
     if reason is None:
         calls.serve("load_file")
-        return _native.load_file(filename, backend, cuda_ordinal(device), allocator, dtype)
+        ordinal, read_ahead = cuda_ordinal(device), not read_otherwise.get()
+        return _native.load_file(filename, backend, ordinal, allocator, dtype, read_ahead)
     calls.delegate(reason)
     tensors: dict[str, torch.Tensor]
     with open_upstream(filename, "pt", device, backend) as handle:

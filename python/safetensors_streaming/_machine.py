@@ -30,7 +30,7 @@ class Machine:
     Attributes:
         processors: Processors that this process may use.
         memory_available_bytes: Memory to be had without swapping, the container's limit counted.
-        last_level_cache_bytes: The size of the processor's last cache.
+        last_level_cache_bytes: The last caches of these processors together.
         memlock_bytes: The limit on locked memory, None where there is none.
         memlock_binds: Whether it holds for this process, which may be privileged.
         io_uring_refusal: Why the kernel does not let io_uring be used, None where it does.
@@ -63,7 +63,7 @@ class Files:
         bytes: Their size in all.
         file_systems: The types of the file systems that they are in.
         direct_alignment_bytes: What reads past the page cache must keep to, None where one of the
-            file systems has no such reads.
+            file systems has no such reads, or the kernel does not tell.
         cached_fraction: The share of the bytes that the page cache holds, None where the kernel
             cannot tell.
     """
@@ -135,13 +135,16 @@ def diagnose(paths: list[str], device: int | None, *, any_gpu: bool = False) -> 
     described = _native.describe(paths) if paths else []
     files = files_of(described) if described else None
     refusal = None
-    if any_gpu:
-        try:
+    try:
+        if any_gpu:
             gpu_facts(0)
             device = 0
-        except RuntimeError as error:
-            refusal = str(error)
-    rates, predictions = _native.measure_ceilings(paths, device)
+        rates, predictions = _native.measure_ceilings(paths, device)
+    except RuntimeError as error:
+        if not any_gpu:
+            raise
+        device, refusal = None, str(error)
+        rates, predictions = _native.measure_ceilings(paths, None)
     pin_seconds = rates.pop("pin_seconds", None)
     not_measured = {}
     if files is None:
@@ -249,16 +252,21 @@ def file_system(mounts: str, path: Path) -> str:
     found, kind = Path("/"), "unknown"
     for line in mounts.splitlines():
         place, _, source = line.partition(" - ")
-        point = Path(place.split()[4].replace("\\040", " "))
+        point = Path(re.sub(r"\\([0-7]{3})", _octal, place.split()[4]))
         # Of several in one place, the last one hides the others.
         if real.is_relative_to(point) and point.is_relative_to(found):
             found, kind = point, source.split()[0]
     return kind
 
 
+def _octal(escaped: re.Match[str]) -> str:
+    return chr(int(escaped[1], 8))
+
+
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        # Names of mount points are bytes.
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
     except OSError:
         return None
 
@@ -333,7 +341,7 @@ def _advice_on_files(files: Files | None, machine: Machine) -> Iterator[str]:
     if files.direct_alignment_bytes is None and not IN_MEMORY.issuperset(files.file_systems):
         yield (
             f"The file system ({', '.join(files.file_systems)}) has no reads past the page cache: "
-            "cold loads cost more processor time. A local ext4 or xfs has them."
+            "cold loads cost more processor time. A local ext4 or xfs has them, from Linux 6.1 on."
         )
     cached = files.cached_fraction
     if cached is not None and cached < MOSTLY and files.bytes <= machine.memory_available_bytes / 2:

@@ -149,6 +149,7 @@ def load_file(
     device: int | None = None,
     allocator: str = "torch",
     dtype: dtype | None = None,
+    read_ahead: bool = True,
 ) -> dict[str, Tensor]: ...
 def load_bytes(data: bytes) -> dict[str, Tensor]: ...
 def load_checkpoint(

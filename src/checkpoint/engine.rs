@@ -118,14 +118,16 @@ pub(crate) fn sizes(cached: bool, bytes: u64) -> (usize, usize) {
     if bytes <= WARM_CHUNK_BYTES as u64 {
         return (SLOT_BYTES, LOAD_SLOTS);
     }
+    let share = |chunk: usize| {
+        let share = usize::try_from(bytes / LOAD_RING_SHARE / chunk as u64).unwrap_or(usize::MAX);
+        share.clamp(LOAD_SLOTS, LOAD_SLOTS_MAX)
+    };
     if cached {
         let fit = last_level_cache_bytes() / 2;
         let whole = fit / LOAD_SLOTS_MAX / WARM_CHUNK_BYTES * WARM_CHUNK_BYTES;
         let chunk = whole.clamp(WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX);
-        (chunk, (fit / chunk).clamp(SLOTS_MIN, LOAD_SLOTS_MAX))
+        (chunk, (fit / chunk).clamp(SLOTS_MIN, share(chunk)))
     } else {
-        let share =
-            usize::try_from(bytes / LOAD_RING_SHARE / SLOT_BYTES as u64).unwrap_or(usize::MAX);
-        (SLOT_BYTES, share.clamp(LOAD_SLOTS, LOAD_SLOTS_MAX))
+        (SLOT_BYTES, share(SLOT_BYTES))
     }
 }

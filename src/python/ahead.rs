@@ -56,12 +56,16 @@ pub(crate) struct Ahead {
     memory: Option<queue::Sender<Provision>>,
     events: Receiver<Event>,
     thread: Option<JoinHandle<()>>,
+    /// Whether the thread is told what was taken, lest it lose patience.
+    tells: bool,
     process: u32,
 }
 
-/// What the thread is told: the memory of the next target, or that there will be no more.
+/// What the thread is told: the memory of the next target, that its caller has taken one, or that there
+/// will be no more.
 enum Provision {
     Memory(Buffer),
+    Taken,
     End,
 }
 
@@ -109,6 +113,7 @@ impl Ahead {
             memory: Some(memory),
             events,
             thread: Some(thread),
+            tells: limits.patience.is_some(),
             process: std::process::id(),
         })
     }
@@ -150,6 +155,10 @@ impl Ahead {
         let Wanted { shard, .. } = self.wanted[target];
         self.sources[shard].check_unchanged()?;
         self.outstanding_bytes -= self.wanted[target].bytes();
+        if let Some(memory) = self.memory.as_ref().filter(|_| self.tells) {
+            // A thread that has given up is found by its last word.
+            let _sent = memory.send(Provision::Taken);
+        }
         Ok(take(py, &self.made, target))
     }
 
@@ -300,6 +309,7 @@ impl Pace {
     fn take(&mut self, provision: Provision) {
         match provision {
             Provision::Memory(buffer) => self.buffers.borrow_mut().push(buffer),
+            Provision::Taken => {}
             Provision::End => self.closed = true,
         }
         self.idle = None;

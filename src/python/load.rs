@@ -172,6 +172,8 @@ struct Wish {
     /// Called with a name, gives the number of a GPU or none for the host; instead of one goal.
     place: Option<(Py<PyAny>, Memory)>,
     progress: Option<Py<PyAny>>,
+    /// Whether what is mapped, and cold, shall be read in the background.
+    read_ahead: bool,
 }
 
 impl Wish {
@@ -180,7 +182,7 @@ impl Wish {
         let goals = Goals::one(goal);
         let manner = Manner { goals, options: Options::with_cache(cache), dtype };
         let backend = backend_for(goal, backend);
-        Self { backend, manner, filter: None, place: None, progress: None }
+        Self { backend, manner, filter: None, place: None, progress: None, read_ahead: true }
     }
 }
 
@@ -191,7 +193,7 @@ fn load(
     wish: Wish,
 ) -> PyResult<Bound<'_, PyDict>> {
     let began = Instant::now();
-    let Wish { backend, mut manner, filter, place, progress } = wish;
+    let Wish { backend, mut manner, filter, place, progress, read_ahead } = wish;
     let checkpoint = py.detach(|| Checkpoint::open(&location()?, backend))?;
     import_torch(py)?;
     let opened = Instant::now();
@@ -206,7 +208,9 @@ fn load(
     }
     let (dict, report) = to_dict(py, &checkpoint, &places, &manner, progress)?;
     remember(py, close(report, began, opened));
-    py.detach(|| checkpoint.shards.iter().for_each(Shard::read_ahead_if_cold));
+    if read_ahead {
+        py.detach(|| checkpoint.shards.iter().for_each(Shard::read_ahead_if_cold));
+    }
     Ok(dict)
 }
 
@@ -228,7 +232,9 @@ pub(crate) fn select(
 
 /// All tensors of one file, in file order.
 #[pyfunction]
-#[pyo3(signature = (filename, backend, device=None, allocator="torch", dtype=None))]
+#[pyo3(signature = (
+    filename, backend, device=None, allocator="torch", dtype=None, read_ahead=true
+))]
 #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_file<'py>(
     py: Python<'py>,
@@ -237,10 +243,11 @@ pub(crate) fn load_file<'py>(
     device: Option<usize>,
     allocator: &str,
     dtype: Option<Py<PyAny>>,
+    read_ahead: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let goal = Goal::new(device, Memory::new(allocator)?);
     let wish = Wish::new(goal, backend, CachePolicy::Auto, dtype_of(py, dtype)?);
-    load(py, || Ok(Location::of_files(vec![filename.0])), wish)
+    load(py, || Ok(Location::of_files(vec![filename.0])), Wish { read_ahead, ..wish })
 }
 
 /// All tensors of a checkpoint that the filter wants, on one device or where `place` says.

@@ -34,13 +34,13 @@ pub(crate) fn machine_facts(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(facts)
 }
 
-/// Of a file: what direct reads must keep to in bytes, None where its file system has none; and how
+/// Of a file: what direct reads must keep to in bytes, None where there are none that serve; and how
 /// many of its pages the page cache holds, None where the kernel cannot tell.
 #[pyfunction]
 pub(crate) fn file_facts(py: Python<'_>, path: PathBuf) -> PyResult<(Option<u32>, Option<u64>)> {
     let facts = || {
         let file = LocalFile::open(&path)?;
-        let alignment = system::direct_alignment_bytes(file.buffered());
+        let alignment = file.direct().and_then(|_| system::direct_alignment_bytes(file.buffered()));
         Ok((alignment, system::cached_pages(file.buffered(), 0, file.len())))
     };
     Ok(py.detach(|| -> Result<_> { facts() })?)

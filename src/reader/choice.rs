@@ -176,14 +176,14 @@ impl ChoosingReader {
             return self.pread.submit_on(path, request, slot);
         }
         self.tally.direct = true;
-        self.direct.insert(request.tag, Instant::now());
-        self.depth.begin(request.bytes as u64);
         if matches!(self.uring, Uring::Untried) {
             self.uring = match UringReader::probe(Arc::clone(&self.sources)) {
                 Ok(reader) => Uring::Ready(Box::new(reader)),
                 Err(refusal) => Uring::Refused(refusal),
             };
         }
+        self.direct.insert(request.tag, Instant::now());
+        self.depth.begin(request.bytes as u64);
         match self.uring.ready() {
             Some(uring) => {
                 self.tally.uring = true;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::config::{DEPTH_BYTES, DEPTH_BYTES_MAX};
+use crate::config::{DEPTH_BYTES, DEPTH_BYTES_MAX, FIRST_CHUNK_BYTES};
 
 /// A window is so many times what is in flight.
 const WINDOW: u64 = 4;
@@ -22,7 +22,7 @@ pub(crate) struct Depth {
     in_flight: u64,
     /// Bytes that were begun at another depth, and do not count.
     skipped: u64,
-    /// What the first read took.
+    /// What the first small read took; none where there was none.
     first: Option<Duration>,
     window_bytes: u64,
     window_began: Option<Instant>,
@@ -65,7 +65,9 @@ impl Depth {
     pub(crate) fn end(&mut self, bytes: u64, since: Instant, now: Instant) {
         self.in_flight -= bytes;
         let took = now.duration_since(since);
-        self.first.get_or_insert(took);
+        if bytes <= FIRST_CHUNK_BYTES {
+            self.first.get_or_insert(took);
+        }
         if self.settled {
             return;
         }
@@ -112,17 +114,22 @@ mod tests {
     use std::collections::VecDeque;
     use std::time::{Duration, Instant};
 
-    use super::Depth;
-    use crate::config::{DEPTH_BYTES, DEPTH_BYTES_MAX, FIRST_CHUNK_BYTES, SLOT_BYTES};
+    use super::{DEPTH_BYTES, DEPTH_BYTES_MAX, Depth, FIRST_CHUNK_BYTES};
+    use crate::config::SLOT_BYTES;
 
     /// What a depth comes to where reads are begun `latency` seconds after they were asked for and
     /// done one after the other, at a rate that depends on the bytes in flight.
     fn settled(latency: f64, rate: impl Fn(u64) -> f64) -> u64 {
+        settled_with(4, latency, rate)
+    }
+
+    /// The same for a load whose first reads, so many of them, are small.
+    fn settled_with(small_reads: usize, latency: f64, rate: impl Fn(u64) -> f64) -> u64 {
         let (mut depth, mut now) = (Depth::new(), Instant::now());
         let (mut reads, mut in_flight) = (VecDeque::new(), 0);
         for number in 0..1000 {
             while !depth.is_full() {
-                let small = number == 0 && reads.len() < 4;
+                let small = number == 0 && reads.len() < small_reads;
                 let bytes = if small { FIRST_CHUNK_BYTES } else { SLOT_BYTES as u64 };
                 depth.begin(bytes);
                 reads.push_back((bytes, now));
@@ -142,6 +149,11 @@ mod tests {
     fn a_disk_that_is_near_is_left_in_peace() {
         assert_eq!(settled(1e-4, |_| 2e9), DEPTH_BYTES);
         assert_eq!(settled(1e-4, |in_flight| 3e9 - in_flight as f64 * 10.0), DEPTH_BYTES);
+    }
+
+    #[test]
+    fn who_has_seen_no_small_read_takes_the_disk_for_near() {
+        assert_eq!(settled_with(0, 1e-4, |_| 2e9), DEPTH_BYTES);
     }
 
     #[test]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from safetensors_streaming._default import moved_to
+from safetensors_streaming._default import moved_to, read_otherwise
 from safetensors_streaming._native import PlannedLoad, TensorSlice
 from safetensors_streaming._open import safe_open
 from safetensors_streaming._upstream import calls
@@ -62,6 +62,7 @@ class _Load:
         self._begun = False
         self._planned = PlannedLoad()
         self._numbers: dict[tuple[str, str], int] = {}
+        self._in_part: set[str] = set()
         expected = model.state_dict()
         for path in paths:
             with safe_open(path, "pt") as file:
@@ -79,8 +80,14 @@ class _Load:
 
     def _add(self, path: str, name: str, tensor: TensorSlice, goal: _Goal | None) -> None:
         number = None if goal is None else self._planned.add(tensor, *goal)
-        if number is not None:
+        if number is None:
+            self._in_part.add(path)
+        else:
             self._numbers[path, name] = number
+
+    def reads_all_of(self, path: str) -> bool:
+        """Whether no tensor of a file is left to its mapping."""
+        return path in self.paths and path not in self._in_part
 
     def take(self, path: str, name: str) -> torch.Tensor | None:
         """Waits for a tensor; None if it is not read here."""
@@ -150,7 +157,13 @@ def _load_file(checkpoint_file: Any, *args: Any, **keywords: Any) -> Any:  # noq
         load.begin()
     if isinstance(checkpoint_file, dict):  # it was loaded before
         return _load_state_dict(checkpoint_file, *args, **keywords)
-    state = _load_state_dict(checkpoint_file, *args, **keywords)
+    # Who maps a cold file has it read in the background, here for nobody.
+    otherwise = load is not None and load.reads_all_of(str(checkpoint_file))
+    outer = read_otherwise.set(otherwise)
+    try:
+        state = _load_state_dict(checkpoint_file, *args, **keywords)
+    finally:
+        read_otherwise.reset(outer)
     plain = not args and not any(keywords.values())  # mapped, on the CPU
     if plain and type(state) is dict and Path(checkpoint_file).suffix == ".safetensors":
         return _State(state, str(checkpoint_file))

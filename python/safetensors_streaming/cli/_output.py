@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,16 +31,26 @@ def write_output(path: str, text: str) -> None:
             target.write_text(text, encoding="utf-8")
             return
         beside = _beside(target)
-        try:
-            with beside.open("x", encoding="utf-8") as file:
+        with beside.open("x", encoding="utf-8") as file:
+            try:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, beside)
-            beside.replace(target.resolve())
-        finally:
-            beside.unlink(missing_ok=True)
+                if target.exists():
+                    shutil.copymode(target, beside)
+                _rename(beside, target.resolve())
+            finally:
+                beside.unlink(missing_ok=True)
+
+
+def _rename(beside: Path, target: Path) -> None:
+    try:
+        beside.replace(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # A mount point of its own, as containers give them for one file: its place cannot be taken.
+        shutil.copyfile(beside, target)
 
 
 def _is_special(target: Path) -> bool:
@@ -48,8 +59,8 @@ def _is_special(target: Path) -> bool:
 
 
 def _beside(target: Path) -> Path:
-    """A name in the folder of the file itself, wherever links to it are."""
-    return target.resolve().with_name(f".safetensors-streaming.{os.getpid()}")
+    """A name in the folder of the file itself, wherever links to it are, that nobody else has."""
+    return target.resolve().with_name(f".safetensors-streaming.{secrets.token_hex(8)}")
 
 
 @contextmanager
