@@ -273,7 +273,7 @@ impl Round {
             while let Some(&request) = requests.get(reads)
                 && reader.in_flight() < depth
                 && !reader.is_full()
-                && bytes < ROUND_BYTES
+                && bytes + request.bytes <= ROUND_BYTES
                 && began.elapsed() < ROUND
                 && let Some(slot) = slots.pop()
             {
