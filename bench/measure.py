@@ -247,9 +247,8 @@ def timed(job: Job, loader: Any, paths: list[Path]) -> Sample:  # noqa: ANN401 -
     cached = set_cache(job.cache, paths)
     driver = simulated_driver()
     to_gpu = job.action.endswith("_cuda") or job.device != "cpu"
-    if driver is not None or (
-        job.cache == "cold" and not to_gpu
-    ):  # a simulated GPU's is the host's
+    fills_memory = driver is not None or not to_gpu  # a simulated GPU's is the host's
+    if fills_memory and (driver is not None or job.cache == "cold"):
         back_memory(sum(path.stat().st_size for path in paths) + SLACK_BYTES)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     gc.collect()  # else the imports' garbage decides in whose timed part a full collection falls
