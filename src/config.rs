@@ -25,6 +25,10 @@ pub(crate) const LOAD_RING_SHARE: u64 = 8;
 /// Slots kept by the process between loads: 256 MiB.
 pub(crate) const RING_SLOTS_MAX: usize = 32;
 
+/// Threads that make the slots of one load, a quarter of the processors at most: one touches new memory at
+/// 2 to 3 GB/s.
+pub(crate) const SLOT_MAKERS_MAX: usize = 4;
+
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
 

@@ -84,7 +84,7 @@ impl Scene {
         faults: &Arc<Faults>,
     ) -> Result<()> {
         let (device, allocator) = to;
-        let ring = Ring::new(SLOT_BYTES, SLOTS);
+        let ring = Ring::new(SLOT_BYTES, SLOTS, 1);
         let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
         let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES, u64::MAX);
         let mut recorder = Recorder::new(&self.wanted, faults);

@@ -18,7 +18,9 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use crate::config::{RING_SLOTS_MAX, SLOT_BYTES, SLOTS_MIN, UNPINNED_SLOTS_MAX};
+use crate::config::{
+    RING_SLOTS_MAX, SLOT_BYTES, SLOT_MAKERS_MAX, SLOTS_MIN, UNPINNED_SLOTS_MAX, processors,
+};
 use crate::device::Slot;
 
 #[cfg(all(test, loom))]
@@ -31,6 +33,8 @@ pub(crate) struct Ring {
     made: AtomicUsize,
     slot_bytes: usize,
     slots_max: usize,
+    /// Threads that make slots for one load.
+    makers: usize,
 }
 
 /// Slots lent to one load; what it holds when dropped goes back.
@@ -48,36 +52,43 @@ pub(crate) struct Lease<'ring> {
     making: Option<Making>,
 }
 
-/// Slots that a thread makes while the load is under way with the first: touching new memory is
-/// slower than many a disk.
+/// Slots that threads make while the load is under way with the first: touching new memory is slower
+/// than many a disk, and one thread touches a tenth of what a link of `PCIe` 5 carries.
 struct Making {
     slots: Arc<Mutex<Vec<Slot>>>,
     cancelled: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Making {
-    fn begin(count: usize, slot_bytes: usize) -> io::Result<Self> {
+    /// Begins as many slots, shared out among the threads. A thread that cannot be had makes none: fewer
+    /// slots will do.
+    fn begin(count: usize, slot_bytes: usize, threads: usize) -> Self {
         let slots = Arc::new(Mutex::new(Vec::new()));
         let cancelled = Arc::new(AtomicBool::new(false));
-        let (made, stop) = (Arc::clone(&slots), Arc::clone(&cancelled));
-        let thread = Builder::new().name("sst-slots".to_owned()).spawn(move || {
-            for _ in 0..count {
-                // Fewer slots will do.
-                let Ok(slot) = Slot::new(slot_bytes) else { return };
-                locked(&made).push(slot);
-                if stop.load(Ordering::Relaxed) {
-                    return;
+        let begin = |thread: usize| {
+            let (made, stop) = (Arc::clone(&slots), Arc::clone(&cancelled));
+            let share = count / threads + usize::from(thread < count % threads);
+            Builder::new().name("sst-slots".to_owned()).spawn(move || {
+                for _ in 0..share {
+                    let Ok(slot) = Slot::new(slot_bytes) else { return };
+                    locked(&made).push(slot);
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
                 }
-            }
-        })?;
-        Ok(Self { slots, cancelled, thread })
+            })
+        };
+        let threads = (0..threads.min(count)).flat_map(begin).collect();
+        Self { slots, cancelled, threads }
     }
 
-    /// The slots that nobody took, once the thread has ended.
+    /// The slots that nobody took, once the threads have ended.
     fn end(self) -> Vec<Slot> {
-        // It never panics.
-        let _ended = self.thread.join();
+        for thread in self.threads {
+            // It never panics.
+            let _ended = thread.join();
+        }
         std::mem::take(&mut *locked(&self.slots))
     }
 }
@@ -88,8 +99,9 @@ fn locked(slots: &Mutex<Vec<Slot>>) -> MutexGuard<'_, Vec<Slot>> {
 
 impl Ring {
     /// An empty pool.
-    pub(crate) fn new(slot_bytes: usize, slots_max: usize) -> Self {
-        Self { free: Mutex::new(Vec::new()), made: AtomicUsize::new(0), slot_bytes, slots_max }
+    pub(crate) fn new(slot_bytes: usize, slots_max: usize, makers: usize) -> Self {
+        let (free, made) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+        Self { free, made, slot_bytes, slots_max, makers }
     }
 
     /// The ring of this process; a child of fork finds a new one, whoever held the parent's.
@@ -123,7 +135,7 @@ impl Ring {
         let more = self.reserve(wanted - lent);
         if more > 0 {
             lease.lent += more; // what a thread does not make is given up with the lease
-            lease.making = Making::begin(more, self.slot_bytes).ok();
+            lease.making = Some(Making::begin(more, self.slot_bytes, self.makers));
         }
         Ok(lease)
     }
@@ -211,7 +223,7 @@ impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if let Some(making) = self.making.take() {
             making.cancelled.store(true, Ordering::Relaxed);
-            // The thread ends with the slot that it is making.
+            // Each thread ends with the slot that it is making.
             self.free.extend(making.end());
         }
         self.free.append(&mut self.parked);
@@ -231,7 +243,9 @@ struct Generation {
 
 impl Generation {
     fn new(process: u32) -> Self {
-        Self { process, ring: Ring::new(SLOT_BYTES, RING_SLOTS_MAX), next: OnceLock::new() }
+        let makers = (processors() / 4).clamp(1, SLOT_MAKERS_MAX);
+        let ring = Ring::new(SLOT_BYTES, RING_SLOTS_MAX, makers);
+        Self { process, ring, next: OnceLock::new() }
     }
 }
 
@@ -241,7 +255,7 @@ mod tests {
 
     #[test]
     fn slots_are_kept_bounded_and_released() {
-        let ring = Ring::new(4096, 3);
+        let ring = Ring::new(4096, 3, 2);
         {
             let mut leases: Vec<_> = (0..3).map(|_| ring.lend(2).unwrap()).collect();
             let lengths: Vec<usize> = leases.iter_mut().map(super::Lease::complete).collect();
@@ -255,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_lost_slot_is_not_counted_for_ever() {
-        let ring = Ring::new(4096, 3);
+        let ring = Ring::new(4096, 3, 2);
         let mut lease = ring.lend(2).unwrap();
         assert_eq!(lease.complete(), 2);
         drop(lease.take());

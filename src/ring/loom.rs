@@ -52,7 +52,7 @@ fn check(ring: &Ring) {
 #[test]
 fn a_lease_ends_while_its_slots_are_made() {
     in_every_order("a lease that ends early", 3, || {
-        let ring = Ring::new(SLOT_BYTES, 3);
+        let ring = Ring::new(SLOT_BYTES, 3, 2);
         load(&ring, 3);
         check(&ring);
         assert!(ring.made() >= 1);
@@ -62,7 +62,7 @@ fn a_lease_ends_while_its_slots_are_made() {
 #[test]
 fn two_leases_share_a_ring_with_a_limit() {
     in_every_order("two leases", 3, || {
-        let ring = Arc::new(Ring::new(SLOT_BYTES, 2));
+        let ring = Arc::new(Ring::new(SLOT_BYTES, 2, 1));
         let other = Arc::clone(&ring);
         let thread = thread::spawn(move || load(&other, 2));
         load(&ring, 2);
@@ -74,7 +74,7 @@ fn two_leases_share_a_ring_with_a_limit() {
 #[test]
 fn more_leases_than_slots() {
     in_every_order("three leases, one slot", 2, || {
-        let ring = Arc::new(Ring::new(SLOT_BYTES, 1));
+        let ring = Arc::new(Ring::new(SLOT_BYTES, 1, 1));
         let threads: Vec<_> = (0..2)
             .map(|_| {
                 let ring = Arc::clone(&ring);
@@ -92,7 +92,7 @@ fn more_leases_than_slots() {
 #[test]
 fn slots_are_released_while_they_are_lent() {
     in_every_order("release against a lease", 3, || {
-        let ring = Arc::new(Ring::new(SLOT_BYTES, 2));
+        let ring = Arc::new(Ring::new(SLOT_BYTES, 2, 1));
         load(&ring, 1);
         let other = Arc::clone(&ring);
         let thread = thread::spawn(move || other.release());
