@@ -90,7 +90,7 @@ pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;
 pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;
 
 /// Threads that read with pread.
-pub(crate) const READ_THREADS_MAX: usize = 8;
+pub(crate) const READ_THREADS_MAX: usize = 12;
 
 /// Threads that copy from slots to host memory.
 pub(crate) const COPY_THREADS_MAX: usize = 8;
