@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Where `unsafe` may stand, and nowhere else.
 UNSAFE_FILES = {
+    "src/device/cuda/checksum.rs",
     "src/device/cuda/copy.rs",
     "src/device/cuda/driver.rs",
     "src/device/cuda/kernels.rs",

@@ -53,6 +53,23 @@ pub(crate) enum Error {
         errno: Option<i32>,
     },
 
+    /// Bytes that arrived are not those that they should be.
+    #[error(
+        "{}{}: {difference}; nothing was loaded",
+        path.display(),
+        tensor.as_ref().map(|name| format!(": tensor `{name}`")).unwrap_or_default()
+    )]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// The index of the tensor that differs, until its name is known; none for the whole file.
+        target: Option<usize>,
+        /// That tensor.
+        tensor: Option<String>,
+        /// What was compared, what came of the bytes, and what should have.
+        difference: String,
+    },
+
     /// Host memory ran out.
     #[error("out of host memory: wanted {bytes} bytes for {purpose}")]
     Memory {
@@ -121,10 +138,12 @@ impl Error {
         Self::Io { path: path.to_owned(), message: message.to_owned(), source }
     }
 
-    /// Puts the tensor's name into a read error that knows only its index.
+    /// Puts the tensor's name into an error that knows only its index.
     #[must_use]
     pub(crate) fn named(mut self, name_of: impl Fn(usize) -> String) -> Self {
-        if let Self::Read { target: Some(target), tensor, .. } = &mut self {
+        if let Self::Read { target: Some(target), tensor, .. }
+        | Self::Mismatch { target: Some(target), tensor, .. } = &mut self
+        {
             *tensor = Some(name_of(*target));
         }
         self

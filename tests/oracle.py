@@ -248,6 +248,15 @@ def by_stock(folder: Path) -> dict[str, torch.Tensor]:
     return merged
 
 
+def flip(path: Path, place: int) -> None:
+    """Turns one bit of a file over."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        [byte] = file.read(1)
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
 def evict(path: Path) -> None:
     """Takes a file out of the page cache."""
     handle = os.open(path, os.O_RDONLY)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from commands import BAD, INTERRUPTED, REFUSED, USAGE, run, told
 from gpu import NEEDS_GPU
-from oracle import STOCK, Entry, by_stock, shards, write_checkpoint, write_raw, write_sparse
+from oracle import STOCK, Entry, by_stock, flip, shards, write_checkpoint, write_raw, write_sparse
 from process import environment, in_terminal
 from safetensors_streaming._verify import make_manifest
 
@@ -35,12 +35,6 @@ def table_of(file: Path) -> tuple[int, dict[str, Any]]:
     content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     return 8 + length, json.loads(content[8 : 8 + length])
-
-
-def flip(file: Path, place: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.fixture

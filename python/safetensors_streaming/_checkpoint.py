@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
 from safetensors_streaming import _native
+from safetensors_streaming._known import Verify, expected
 from safetensors_streaming._upstream import BACKENDS, calls, cuda_ordinal, plain_device
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
     progress: Progress | bool | None = None,
     dtype: "torch.dtype | None" = None,
     device_map: Mapping[str, object] | None = None,
+    verify: Verify | None = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load the tensors of all shards of a checkpoint.
 
@@ -52,29 +54,34 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
         device_map: Devices by pattern, in place of `device`: a tensor's name, the name of a module
             that it is in, "" for all, or a shell-style pattern as "model.layers.*.mlp.*". The
             longest that fits a name decides. All devices are filled from one pass over the files.
+        verify: As for `load_file`; digests of several files by file name. With a filter all bytes
+            of the files are read all the same; "device" is about the tensors on GPUs.
 
     Returns:
         The tensors by name, in the order of shards and files.
 
     Raises:
-        SafetensorError: A file is not a valid safetensors file, or names disagree.
+        SafetensorError: A file is not a valid safetensors file, names disagree, or the bytes of a
+            file are not those that they should be.
         OSError: A file is missing or cannot be read.
-        ValueError: An argument is not among those named here, or no pattern fits a tensor.
+        ValueError: An argument is not among those named here, no pattern fits a tensor, or no
+            SHA-256 is known of a file.
         torch.OutOfMemoryError: The GPU has no room for the tensors.
         RuntimeError: The GPU or its driver refuses.
     """
     if device_map is not None and plain_device(device) != "cpu":
         raise ValueError("name a device or a device_map, not both")
     gpu = _check(device, backend)
-    place = None
+    place, any_gpu = None, gpu is not None
     if device_map is not None:
         place, any_gpu = _placement(device_map)
         backend = "pread" if any_gpu else backend  # one pass for all devices is the engine's
+    known = expected(verify, any_gpu, dtype)
     paths = paths_of(path)
     calls.serve("load_checkpoint")
     with progress_bar(progress) as tell:
         return _native.load_checkpoint(
-            paths, backend, cache, filter, tell, gpu, allocator, dtype, place
+            paths, backend, cache, filter, tell, gpu, allocator, dtype, place, known
         )
 
 

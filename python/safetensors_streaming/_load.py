@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from safetensors_streaming import _native
 from safetensors_streaming._default import read_otherwise
+from safetensors_streaming._known import Verify, expected
 from safetensors_streaming._upstream import (
     calls,
     cuda_ordinal,
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_file(
+def load_file(  # noqa: PLR0913 - independent keywords
     filename: str | PathLike[str],
     device: object = "cpu",
     *,
     backend: str = "mmap",
     allocator: str = "torch",
     dtype: "torch.dtype | None" = None,
+    verify: Verify | None = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load all tensors of a file.
 
@@ -39,14 +41,20 @@ def load_file(
         dtype: The type that tensors of f64, f32, f16 and bf16 shall have, rounded as torch rounds;
             None leaves them. For a GPU, f32 and f16 become bf16 or f16, and bf16 becomes f16, on
             the way, without memory for the wider tensors.
+        verify: What the bytes are compared with before any tensor is handed out: a SHA-256 in
+            hexadecimal digits, or "sha256" for the one that the hub's cache has named the file by;
+            it is made while the bytes pass, of a file that is mapped in a pass of its own.
+            "device" sums what has arrived in a GPU's memory, there, and compares it with what was
+            read.
 
     Returns:
         The tensors by name, in the order of the file.
 
     Raises:
-        SafetensorError: The file is not a valid safetensors file.
+        SafetensorError: The file is not a valid safetensors file, or its bytes are not those that
+            they should be.
         OSError: The file cannot be opened or read.
-        ValueError: An argument is not among those named here.
+        ValueError: An argument is not among those named here, or no SHA-256 is known of the file.
         torch.OutOfMemoryError: The GPU has no room for the tensors.
         RuntimeError: The GPU or its driver refuses.
     """
@@ -55,7 +63,10 @@ def load_file(
     if reason is None:
         calls.serve("load_file")
         ordinal, read_ahead = cuda_ordinal(device), not read_otherwise.get()
-        return _native.load_file(filename, backend, ordinal, allocator, dtype, read_ahead)
+        known = expected(verify, ordinal is not None, dtype)
+        return _native.load_file(filename, backend, ordinal, allocator, dtype, read_ahead, known)
+    if verify is not None:
+        raise ValueError(f"nothing can be verified of a load that upstream does: {reason}")
     calls.delegate(reason)
     tensors: dict[str, torch.Tensor]
     with open_upstream(filename, "pt", device, backend) as handle:

@@ -150,6 +150,7 @@ def load_file(
     allocator: str = "torch",
     dtype: dtype | None = None,
     read_ahead: bool = True,
+    verify: str | Callable[[list[str | PathLike[str]]], list[str]] | None = None,
 ) -> dict[str, Tensor]: ...
 def load_bytes(data: bytes) -> dict[str, Tensor]: ...
 def load_checkpoint(
@@ -162,6 +163,7 @@ def load_checkpoint(
     allocator: str = "torch",
     dtype: dtype | None = None,
     place: Callable[[str], int | None] | None = None,
+    verify: str | Callable[[list[str | PathLike[str]]], list[str]] | None = None,
 ) -> dict[str, Tensor]: ...
 def load_into(
     paths: Sequence[str | PathLike[str]],

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from safetensors_streaming import SafetensorError, _native
 from safetensors_streaming._checkpoint import PathOrPaths, Progress, paths_of
+from safetensors_streaming._known import known_sha256, sha256_of
 
 #: What a manifest says it is.
 FORMAT = "safetensors-streaming manifest 1"
@@ -17,8 +17,6 @@ FORMAT = "safetensors-streaming manifest 1"
 #: A file as `_native.describe` tells of it: path, bytes, first byte of the data, metadata, tensors
 #: with name, dtype, shape, first byte and the byte after the last.
 FileFacts = tuple[Path, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
-
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class FileDigests(NamedTuple):
@@ -51,37 +49,6 @@ class Mismatch(NamedTuple):
         if self.wanted is None:
             return f"{what}: it is not in the manifest"
         return f"{what}: sha256 is {self.got}, and should be {self.wanted}"
-
-
-def hub_sha256(path: str | PathLike[str]) -> str | None:
-    """The digest that the hub's cache has named a file by.
-
-    `huggingface_hub` keeps a large file under `blobs/` by the SHA-256 of its content and links to
-    it.
-    """
-    real = Path(os.path.realpath(path))
-    named = real.parent.name == "blobs" and _SHA256.fullmatch(real.name)
-    return real.name.lower() if named else None
-
-
-def known_sha256(paths: list[str], known: str | Mapping[str, str] | None) -> dict[str, str]:
-    """The digests of files: those given, by name or for the only one, or those of the hub's cache.
-
-    Raises:
-        ValueError: A digest is none, or one for several files, or for a file that is not there.
-    """
-    if known is None:
-        found = {path: hub_sha256(path) for path in paths}
-        return {path: digest for path, digest in found.items() if digest}
-    if isinstance(known, str):
-        if len(paths) != 1:
-            raise ValueError(f"one SHA-256 for {len(paths)} files: give each its own, by file name")
-        known = {Path(paths[0]).name: known}
-    names = {Path(path).name: path for path in paths}
-    for name in known:
-        if name not in names:
-            raise ValueError(f"no file {name!r} in this checkpoint, which has {sorted(names)}")
-    return {names[name]: _sha256(digest, f"file {name!r}") for name, digest in known.items()}
 
 
 def check_sha256(
@@ -187,12 +154,6 @@ def _digests_of(name: str, file: object) -> FileDigests:
         raise TypeError(f"it has no table of tensors of file {name!r}")
     whose = f"of file {name!r}"
     return FileDigests(
-        _sha256(header, f"the header {whose}"),
-        {of: _sha256(digest, f"tensor {of!r} {whose}") for of, digest in tensors.items()},
+        sha256_of(header, f"the header {whose}"),
+        {of: sha256_of(digest, f"tensor {of!r} {whose}") for of, digest in tensors.items()},
     )
-
-
-def _sha256(digest: object, what: str) -> str:
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise ValueError(f"the digest of {what} is no SHA-256 in hexadecimal digits: {digest!r}")
-    return digest.lower()

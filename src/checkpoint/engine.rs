@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use sha2::Sha256;
+
 use crate::config::{
     LOAD_RING_SHARE, LOAD_SLOTS, LOAD_SLOTS_MAX, ReaderChoice, SLOT_BYTES, SLOTS_MIN,
     WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
-use crate::digest::{Digest, Digests};
+use crate::digest::{Digests, Hasher};
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Plan, Wanted};
@@ -46,12 +48,11 @@ pub(crate) fn run(
     to: Destination<'_>,
     caller: &mut dyn Caller,
 ) -> Result<Report> {
-    let task = Task { sources, wanted, options, digests: Vec::new() };
-    Ok(run_digesting(task, to, caller)?.0)
+    Ok(run_digesting(Task::new(sources, wanted, options), to, caller)?.0)
 }
 
 /// What is to be read, and how.
-pub(crate) struct Task<'load> {
+pub(crate) struct Task<'load, H: Hasher = Sha256> {
     /// From where.
     pub(crate) sources: &'load Arc<[Arc<dyn Source>]>,
     /// What.
@@ -59,15 +60,32 @@ pub(crate) struct Task<'load> {
     /// How.
     pub(crate) options: Options,
     /// What is to be made of each source's bytes as they pass; empty for nothing.
-    pub(crate) digests: Vec<Digests>,
+    digests: Vec<Digests<H>>,
+}
+
+impl<'load> Task<'load> {
+    /// Bytes to be read, and nothing made of them.
+    pub(crate) fn new(
+        sources: &'load Arc<[Arc<dyn Source>]>,
+        wanted: Vec<Wanted>,
+        options: Options,
+    ) -> Self {
+        Self { sources, wanted, options, digests: Vec::new() }
+    }
+
+    /// The same, with digests of each source.
+    pub(crate) fn digesting<H: Hasher>(self, digests: Vec<Digests<H>>) -> Task<'load, H> {
+        let Self { sources, wanted, options, .. } = self;
+        Task { sources, wanted, options, digests }
+    }
 }
 
 /// The same, and gives the digests of each source.
-pub(crate) fn run_digesting(
-    task: Task<'_>,
+pub(crate) fn run_digesting<H: Hasher>(
+    task: Task<'_, H>,
     to: Destination<'_>,
     caller: &mut dyn Caller,
-) -> Result<(Report, Vec<Vec<Digest>>)> {
+) -> Result<(Report, Vec<Vec<H::Figure>>)> {
     let Task { sources, wanted, options, digests } = task;
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());

@@ -64,6 +64,20 @@ impl Shard {
         Ok(Self { path: source.path().to_owned(), header, storage: Storage::Engine(source) })
     }
 
+    /// Its bytes as a source. A mapped file is opened by its name again.
+    pub(crate) fn source(&self) -> Result<Arc<dyn Source>> {
+        let identity = match &self.storage {
+            Storage::Engine(source) => return Ok(Arc::clone(source)),
+            Storage::Mapped(_, identity) => *identity,
+        };
+        match LocalFile::open_again(&self.path, identity)? {
+            Some(file) => Ok(Arc::new(file)),
+            None => {
+                Err(Error::refused(&self.path, libc::ESTALE, "Another file has its name by now"))
+            }
+        }
+    }
+
     /// One tensor of a mapped file; nothing is copied.
     pub(crate) fn mapped(&self, index: usize) -> Result<Tensor> {
         let info = self.info(index)?;

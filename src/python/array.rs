@@ -143,7 +143,7 @@ pub(crate) fn load_arrays<'py>(
     let places = select(py, &checkpoint, filter)?;
     let mut targets = targets_of(&checkpoint, &places, None)?;
     let goals = Goals::one(Goal::Cuda(device, Memory::Driver));
-    let manner = Manner { goals, options, dtype: None };
+    let manner = Manner::new(goals, options);
     let mut ready = Ready::new(py, &manner, &mut targets)?;
     ready.make_room(py)?;
     let Targets { wanted, forms, .. } = targets;

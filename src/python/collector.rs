@@ -27,7 +27,12 @@ impl Collector {
         Self { progress, total, told: 0, looked: None, buffers }
     }
 
-    /// What has arrived.
+    /// What has arrived so far.
+    pub(crate) fn arrived(&self) -> &[Option<Buffer>] {
+        &self.buffers
+    }
+
+    /// The same, handed over.
     pub(crate) fn take(&mut self) -> Vec<Option<Buffer>> {
         std::mem::take(&mut self.buffers)
     }

@@ -15,7 +15,7 @@ impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         let text = error.to_string();
         match error {
-            Error::Format(_) | Error::Request(_) => safetensor_error(text),
+            Error::Format(_) | Error::Request(_) | Error::Mismatch { .. } => safetensor_error(text),
             Error::Io { source, .. } => os_error(source.raw_os_error(), text),
             Error::Read { errno, .. } => os_error(errno, text),
             Error::Memory { .. } => PyMemoryError::new_err(text),

@@ -5,16 +5,18 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 
-use crate::checkpoint::engine::{Options, run};
+use crate::checkpoint::engine::{Options, Task, run_digesting};
 use crate::config::SLOT_BYTES;
 use crate::device::cuda::kernels::Conversion;
 use crate::device::workers::Workers;
 use crate::device::{Allocator, Buffer, Destination};
+use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::format::dtype::FLOATING;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
+use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::{Goal, Goals, Made, take};
 use crate::python::lanes::{Hand, Lane};
@@ -60,9 +62,16 @@ pub(crate) struct Manner {
     pub(crate) options: Options,
     /// The type that tensors of floating-point numbers shall have; none leaves them.
     pub(crate) dtype: Option<Dtype>,
+    /// What has to be true of the bytes.
+    pub(crate) check: Check,
 }
 
 impl Manner {
+    /// To goals, the tensors as they are.
+    pub(crate) fn new(goals: Goals, options: Options) -> Self {
+        Self { goals, options, dtype: None, check: Check::Nothing }
+    }
+
     /// The number of the GPU that the tensors go to, if all go to one.
     pub(crate) fn gpu(&self) -> Option<usize> {
         match self.goals.all[..] {
@@ -133,6 +142,16 @@ impl Ready {
         options: Options,
         caller: &mut dyn Caller,
     ) -> Result<Report> {
+        Ok(self.run_digesting(Task::new(sources, wanted, options), caller)?.0)
+    }
+
+    /// The same, and gives the digests of each source.
+    pub(crate) fn run_digesting<H: Hasher>(
+        &mut self,
+        task: Task<'_, H>,
+        caller: &mut dyn Caller,
+    ) -> Result<(Report, Vec<Vec<H::Figure>>)> {
+        let wanted = &task.wanted;
         let few = wanted.len() == 1 && wanted[0].bytes() <= SLOT_BYTES as u64;
         let hands = self.hands();
         let mut workers =
@@ -140,7 +159,7 @@ impl Ready {
         let sizes: Vec<_> = (0..self.lanes.len()).map(|number| self.sizes(number)).collect();
         let mut allocators = self.allocators(&sizes);
         let to = Destination { device: &mut workers, allocator: &mut allocators };
-        run(sources, wanted, options, to, caller)
+        run_digesting(task, to, caller)
     }
 
     /// What starts who copies on each lane.
@@ -259,7 +278,8 @@ pub(crate) fn fetch<'py>(
     let Targets { wanted, forms, dtypes } = targets;
     let mut collector = Collector::new(&wanted, progress);
     let made = ready.made();
-    let report = py.detach(|| ready.run(sources, wanted, manner.options, &mut collector))?;
+    let task = Task::new(sources, wanted, manner.options);
+    let report = py.detach(|| manner.check.run(&mut ready, task, &mut collector))?;
     let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
     let _pause = CollectorPause::begin(py)?;
     let mut tensors = Vec::with_capacity(forms.len());

@@ -91,7 +91,7 @@ impl Handle {
         import_torch(py)?;
         let checkpoint = Checkpoint { shards: vec![shard] };
         let options = Options::with_cache(CachePolicy::Auto);
-        let manner = Manner { goals: Goals::one(goal), options, dtype: None };
+        let manner = Manner::new(Goals::one(goal), options);
         let (opened, habit) = (Mutex::new(Some(Arc::new(checkpoint))), Mutex::default());
         Ok(Self { opened, goal, manner, habit })
     }

@@ -38,7 +38,7 @@ pub(crate) fn load_into<'py>(
     let opened = Instant::now();
     let (places, choices) = chosen(&checkpoint, choose)?;
     let goals = choices.iter().map(|(tensor, _)| goal_of(tensor)).collect::<PyResult<_>>()?;
-    let manner = Manner { goals: Goals::each(goals), options, dtype: None };
+    let manner = Manner::new(Goals::each(goals), options);
     let mut targets = targets_of(&checkpoint, &places, None)?;
     for (dtype, (tensor, _)) in targets.dtypes.iter_mut().zip(&choices) {
         if FLOATING.contains(dtype) {

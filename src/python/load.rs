@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::format::Dtype;
 use crate::format::dtype::FLOATING;
 use crate::plan::Wanted;
+use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::errors::Result;
@@ -109,9 +110,12 @@ pub(crate) fn to_dict<'py>(
     let sources = sources_of(checkpoint);
     let targets = targets_of(checkpoint, places, manner.dtype)?;
     let (tensors, report) = if sources.is_empty() {
+        let began = Instant::now();
+        let told = progress.as_ref().map(|progress| progress.clone_ref(py));
+        let read = manner.check.run_mapped(py, checkpoint, told)?;
+        let report = mapped_report(checkpoint, &targets.wanted, read.then(|| began.elapsed()));
         let _pause = CollectorPause::begin(py)?;
-        let report = mapped_report(checkpoint, &targets.wanted);
-        let mut collector = Collector::new(&targets.wanted, progress);
+        let mut collector = Collector::new(&targets.wanted, progress.filter(|_| !read));
         let tensor = |(place, wanted): (&Place, &Dtype)| {
             let mapped = checkpoint.shards[place.shard].mapped(place.tensor)?;
             let dtype = mapped.form.dtype;
@@ -143,14 +147,20 @@ pub(crate) fn targets_of(
     Ok(Targets::new(all?, dtype))
 }
 
-fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted]) -> Report {
+/// Of mapped files, with the time in which every byte of them was read, if any was.
+fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted], read: Option<Duration>) -> Report {
+    let reason = match read {
+        None => "cpu tensors are mapped from the file, nothing is copied",
+        Some(_) => "cpu tensors are mapped from the file, every byte of which was digested",
+    };
     Report {
+        seconds: Seconds { load: read.unwrap_or_default().as_secs_f64(), ..Seconds::default() },
         files: checkpoint.shards.len(),
         tensors: wanted.len(),
         bytes: wanted.iter().map(Wanted::bytes).sum(),
         device: "cpu".to_owned(),
         reader: "mmap".to_owned(),
-        reason: "cpu tensors are mapped from the file, nothing is copied".to_owned(),
+        reason: reason.to_owned(),
         ..Report::default()
     }
 }
@@ -172,6 +182,8 @@ struct Wish {
     /// Called with a name, gives the number of a GPU or none for the host; instead of one goal.
     place: Option<(Py<PyAny>, Memory)>,
     progress: Option<Py<PyAny>>,
+    /// What the bytes are compared with, see [`Check::new`].
+    verify: Option<Py<PyAny>>,
     /// Whether what is mapped, and cold, shall be read in the background.
     read_ahead: bool,
 }
@@ -180,9 +192,17 @@ impl Wish {
     /// For all tensors, and one goal.
     fn new(goal: Goal, backend: &str, cache: CachePolicy, dtype: Option<Dtype>) -> Self {
         let goals = Goals::one(goal);
-        let manner = Manner { goals, options: Options::with_cache(cache), dtype };
+        let manner = Manner { dtype, ..Manner::new(goals, Options::with_cache(cache)) };
         let backend = backend_for(goal, backend);
-        Self { backend, manner, filter: None, place: None, progress: None, read_ahead: true }
+        Self {
+            backend,
+            manner,
+            filter: None,
+            place: None,
+            progress: None,
+            verify: None,
+            read_ahead: true,
+        }
     }
 }
 
@@ -193,10 +213,11 @@ fn load(
     wish: Wish,
 ) -> PyResult<Bound<'_, PyDict>> {
     let began = Instant::now();
-    let Wish { backend, mut manner, filter, place, progress, read_ahead } = wish;
+    let Wish { backend, mut manner, filter, place, progress, verify, read_ahead } = wish;
     let checkpoint = py.detach(|| Checkpoint::open(&location()?, backend))?;
     import_torch(py)?;
     let opened = Instant::now();
+    manner.check = Check::new(verify.as_ref().map(|verify| verify.bind(py)), &checkpoint)?;
     let places = select(py, &checkpoint, filter)?;
     if let Some((place, memory)) = place {
         let goal_of = |name: &str| {
@@ -233,7 +254,7 @@ pub(crate) fn select(
 /// All tensors of one file, in file order.
 #[pyfunction]
 #[pyo3(signature = (
-    filename, backend, device=None, allocator="torch", dtype=None, read_ahead=true
+    filename, backend, device=None, allocator="torch", dtype=None, read_ahead=true, verify=None
 ))]
 #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_file<'py>(
@@ -244,16 +265,18 @@ pub(crate) fn load_file<'py>(
     allocator: &str,
     dtype: Option<Py<PyAny>>,
     read_ahead: bool,
+    verify: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let goal = Goal::new(device, Memory::new(allocator)?);
     let wish = Wish::new(goal, backend, CachePolicy::Auto, dtype_of(py, dtype)?);
-    load(py, || Ok(Location::of_files(vec![filename.0])), Wish { read_ahead, ..wish })
+    load(py, || Ok(Location::of_files(vec![filename.0])), Wish { verify, read_ahead, ..wish })
 }
 
 /// All tensors of a checkpoint that the filter wants, on one device or where `place` says.
 #[pyfunction]
 #[pyo3(signature = (
-    paths, backend, cache, filter, progress, device=None, allocator="torch", dtype=None, place=None
+    paths, backend, cache, filter, progress, device=None, allocator="torch", dtype=None, place=None,
+    verify=None
 ))]
 #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_checkpoint<'py>(
@@ -267,12 +290,13 @@ pub(crate) fn load_checkpoint<'py>(
     allocator: &str,
     dtype: Option<Py<PyAny>>,
     place: Option<Py<PyAny>>,
+    verify: Option<Py<PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let memory = Memory::new(allocator)?;
     let goal = Goal::new(device, memory);
     let wish = Wish::new(goal, backend, cache_of(cache)?, dtype_of(py, dtype)?);
     let place = place.map(|place| (place, memory));
-    load(py, || location_of(paths), Wish { filter, place, progress, ..wish })
+    load(py, || location_of(paths), Wish { filter, place, progress, verify, ..wish })
 }
 
 /// One path is looked at for what it is; several are files.
@@ -296,7 +320,7 @@ pub(crate) fn load_bytes<'py>(
     let checkpoint = Checkpoint { shards: vec![shard] };
     let places: Vec<Place> = checkpoint.places().collect();
     let options = Options::with_cache(CachePolicy::Keep);
-    let manner = Manner { goals: Goals::one(Goal::Host), options, dtype: None };
+    let manner = Manner::new(Goals::one(Goal::Host), options);
     let (dict, report) = to_dict(py, &checkpoint, &places, &manner, None)?;
     remember(py, close(report, began, began));
     Ok(dict)

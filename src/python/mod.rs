@@ -3,8 +3,10 @@
 
 mod ahead;
 mod array;
+mod check;
 mod collector;
 mod destination;
+mod digests;
 mod errors;
 mod fetch;
 mod handle;

@@ -184,7 +184,7 @@ impl Plan {
         targets.dtypes = order.iter().map(|&number| self.dtypes[number]).collect();
         let goals = Goals::each(order.iter().map(|&number| self.goals[number]).collect());
         let options = Options::with_cache(CachePolicy::Auto);
-        let ready = Ready::new(py, &Manner { goals, options, dtype: None }, &mut targets)?;
+        let ready = Ready::new(py, &Manner::new(goals, options), &mut targets)?;
         let limits = Limits { window_bytes: PLANNED_WINDOW_BYTES, ahead_bytes, patience: None };
         let sources: Sources = self.files.sources.into();
         let mut ahead = Ahead::begin(ready, sources, targets, limits)?;

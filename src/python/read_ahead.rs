@@ -108,7 +108,7 @@ impl Loop {
         let mut targets = Targets::new(targets, None);
         let goals = Goals::one(Goal::Cuda(gpu.gpu.ordinal(), Memory::Torch));
         let options = Options::with_cache(CachePolicy::Auto);
-        let ready = Ready::new(py, &Manner { goals, options, dtype: None }, &mut targets)?;
+        let ready = Ready::new(py, &Manner::new(goals, options), &mut targets)?;
         let limits = Limits {
             window_bytes: AHEAD_BYTES_MAX / 2,
             ahead_bytes: AHEAD_BYTES_MAX,

@@ -122,7 +122,7 @@ impl Stream {
         let began = Instant::now();
         let goals = Goals::one(Goal::new(device, Memory::new(allocator)?));
         let options = Options::with_cache(cache_of(cache)?);
-        let manner = Manner { goals, options, dtype: None };
+        let manner = Manner::new(goals, options);
         let checkpoint =
             py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine).map(Arc::new))?;
         import_torch(py)?;

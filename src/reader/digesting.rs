@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 use crossbeam::channel::{self, unbounded};
 
 use crate::device::{Slot, worker_panicked};
-use crate::digest::{Digest, Digests};
+use crate::digest::{Digests, Hasher};
 use crate::error::{Error, Result};
 use crate::queue::{Receiver, Sender, Wakes, queue};
 use crate::reader::{ChoosingReader, Completion, Reader, Request};
@@ -17,12 +17,12 @@ use crate::source::Source;
 
 /// A reader whose slots go through a digesting thread, one for each file, in the order in which the
 /// reads were begun; that has to be the order of the file.
-pub(crate) struct DigestingReader<'load> {
+pub(crate) struct DigestingReader<'load, H: Hasher> {
     inner: ChoosingReader,
     sources: &'load [Arc<dyn Source>],
     /// What was not begun yet, by source.
-    waiting: Vec<Option<Digests>>,
-    lanes: Vec<Option<Lane>>,
+    waiting: Vec<Option<Digests<H>>>,
+    lanes: Vec<Option<Lane<H::Figure>>>,
     /// Reads that ended before those in front of them.
     early: BTreeMap<usize, Completion>,
     next: usize,
@@ -34,17 +34,17 @@ pub(crate) struct DigestingReader<'load> {
 }
 
 /// The thread of one file.
-struct Lane {
+struct Lane<F> {
     slots: Option<channel::Sender<Completion>>,
-    thread: JoinHandle<io::Result<Vec<Digest>>>,
+    thread: JoinHandle<io::Result<Vec<F>>>,
 }
 
-impl<'load> DigestingReader<'load> {
+impl<'load, H: Hasher> DigestingReader<'load, H> {
     /// Digests of each source, made of what a reader reads of it; without any, the reader as it is.
     pub(crate) fn new(
         inner: ChoosingReader,
         sources: &'load [Arc<dyn Source>],
-        digests: Vec<Digests>,
+        digests: Vec<Digests<H>>,
     ) -> Self {
         Self {
             inner,
@@ -62,7 +62,7 @@ impl<'load> DigestingReader<'load> {
 
     /// The digests of each source, what was never read of it read now. A reader that is dropped before
     /// reads nothing more.
-    pub(crate) fn finish(&mut self) -> Result<Vec<Vec<Digest>>> {
+    pub(crate) fn finish(&mut self) -> Result<Vec<Vec<H::Figure>>> {
         for shard in 0..self.lanes.len() {
             self.lane(shard)?;
         }
@@ -75,19 +75,20 @@ impl<'load> DigestingReader<'load> {
         &self.inner
     }
 
-    fn end(&mut self) -> Result<Vec<Vec<Digest>>> {
-        let mut lanes: Vec<Lane> = std::mem::take(&mut self.lanes).into_iter().flatten().collect();
+    fn end(&mut self) -> Result<Vec<Vec<H::Figure>>> {
+        let lanes = std::mem::take(&mut self.lanes);
+        let mut lanes: Vec<Lane<H::Figure>> = lanes.into_iter().flatten().collect();
         for lane in &mut lanes {
             lane.slots = None;
         }
-        let ended = |(lane, source): (Lane, &Arc<dyn Source>)| {
+        let ended = |(lane, source): (Lane<H::Figure>, &Arc<dyn Source>)| {
             let digests = lane.thread.join().map_err(|_| worker_panicked("digest"))?;
             digests.map_err(|error| Error::io(source.path(), error))
         };
         lanes.into_iter().zip(self.sources).map(ended).collect()
     }
 
-    fn lane(&mut self, shard: usize) -> Result<&mut Lane> {
+    fn lane(&mut self, shard: usize) -> Result<&mut Lane<H::Figure>> {
         if let Some(digests) = self.waiting[shard].take() {
             let (slots, slots_out) = unbounded();
             let (source, passed) = (Arc::clone(&self.sources[shard]), self.passed.0.clone());
@@ -121,13 +122,13 @@ impl<'load> DigestingReader<'load> {
 }
 
 /// Digests slots as they come, and passes them on.
-fn digest(
-    mut digests: Digests,
+fn digest<H: Hasher>(
+    mut digests: Digests<H>,
     source: &dyn Source,
     slots: &channel::Receiver<Completion>,
     passed: &Sender<Completion>,
     whole: &AtomicBool,
-) -> io::Result<Vec<Digest>> {
+) -> io::Result<Vec<H::Figure>> {
     let mut outcome = Ok(());
     for completion in slots {
         if let (Ok(()), Ok(count)) = (&outcome, &completion.result) {
@@ -144,14 +145,14 @@ fn digest(
     digests.finish(source)
 }
 
-impl Drop for DigestingReader<'_> {
+impl<H: Hasher> Drop for DigestingReader<'_, H> {
     fn drop(&mut self) {
         // A load that failed has told why.
         let _digests = self.end();
     }
 }
 
-impl Reader for DigestingReader<'_> {
+impl<H: Hasher> Reader for DigestingReader<'_, H> {
     fn submit(&mut self, request: Request, slot: Slot) {
         self.inner.submit(request, slot);
     }

@@ -83,6 +83,7 @@ pub(super) enum Kernel {
 pub(crate) struct Kernels {
     scatter: sys::CUfunction,
     cast: sys::CUfunction,
+    checksum: sys::CUfunction,
 }
 
 // SAFETY: a function of a loaded module is no thread's, and the module is never unloaded.
@@ -98,8 +99,9 @@ impl Kernels {
         // SAFETY: the text ends with a zero byte and outlives the call; a context is current.
         let code = unsafe { sys::cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()) };
         gpu.check("cuModuleLoadData", code)?;
-        let (scatter, cast) = (function(gpu, module, c"scatter")?, function(gpu, module, c"cast")?);
-        Ok(Self { scatter, cast })
+        let named = |name| function(gpu, module, name);
+        let (scatter, cast) = (named(c"scatter")?, named(c"cast")?);
+        Ok(Self { scatter, cast, checksum: named(c"checksum")? })
     }
 
     /// Begins to place pieces whose table lies at `table` in memory that the GPU can read.
@@ -121,25 +123,60 @@ impl Kernels {
             Kernel::Scatter => (self.scatter, 1),
             Kernel::Cast => (self.cast, CAST_BLOCKS.div_ceil(blocks)),
         };
-        // SAFETY: the arguments have the kernel's types and are copied by the call; the rest is
-        // this function's contract.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                blocks,
-                sharing,
-                1,
-                THREADS,
-                1,
-                1,
-                0,
-                stream.raw(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        stream.gpu().check("cuLaunchKernel", code)
+        // SAFETY: the arguments have the kernel's types; the rest is this function's contract.
+        unsafe { start(function, [blocks, sharing], stream, &mut arguments) }
     }
+
+    /// Begins to add the sum of memory to a number in memory, both the GPU's.
+    ///
+    /// # Safety
+    /// Callers must guarantee that the memory of both stays until the stream has come to what was
+    /// recorded after this call.
+    pub(super) unsafe fn sum(
+        &self,
+        stream: &Stream,
+        mut address: u64,
+        mut bytes: u64,
+        mut sum: u64,
+    ) -> Result<()> {
+        let pairs_per_block = 16 * u64::from(THREADS);
+        let blocks = u32::try_from(bytes.div_ceil(pairs_per_block)).unwrap_or(BLOCKS_MAX);
+        let blocks = [blocks.clamp(1, BLOCKS_MAX), 1];
+        let mut arguments: [*mut c_void; 3] =
+            [(&raw mut address).cast(), (&raw mut bytes).cast(), (&raw mut sum).cast()];
+        // SAFETY: the arguments have the kernel's types; the rest is this function's contract.
+        unsafe { start(self.checksum, blocks, stream, &mut arguments) }
+    }
+}
+
+/// Begins to run a kernel on so many blocks side by side and so many rows of them.
+///
+/// # Safety
+/// Callers must guarantee that the arguments, which are copied, are of the kernel's types, and what the
+/// kernel asks of them.
+unsafe fn start(
+    kernel: sys::CUfunction,
+    [blocks, rows]: [u32; 2],
+    stream: &Stream,
+    arguments: &mut [*mut c_void],
+) -> Result<()> {
+    // SAFETY: the kernel is of a module that is never unloaded; the rest is this function's contract.
+    let code = unsafe {
+        sys::cuLaunchKernel(
+            kernel,
+            blocks,
+            rows,
+            1,
+            THREADS,
+            1,
+            1,
+            0,
+            stream.raw(),
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    };
+    stream.gpu().check("cuLaunchKernel", code)
 }
 
 fn function(gpu: &Gpu, module: sys::CUmodule, name: &CStr) -> Result<sys::CUfunction> {

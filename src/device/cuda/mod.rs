@@ -1,6 +1,7 @@
 //! GPUs by the CUDA driver: slots are pinned, copied from by a stream of their own, and given back
 //! when their copies are done.
 
+pub(crate) mod checksum;
 pub(crate) mod copy;
 pub(crate) mod driver;
 pub(crate) mod facts;

@@ -84,6 +84,29 @@ impl Stream {
         self.gpu.check("cuMemcpyHtoDAsync", code)
     }
 
+    /// Begins to copy bytes from the GPU.
+    ///
+    /// # Safety
+    /// Callers must guarantee that nobody looks at the target, and that it and the source's memory stay,
+    /// until the stream was synchronized.
+    pub(super) unsafe fn copy_back(&self, target: &mut [u8], source: u64) -> Result<()> {
+        // SAFETY: by this function's contract.
+        let code = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(target.as_mut_ptr().cast(), source, target.len(), self.raw)
+        };
+        self.gpu.check("cuMemcpyDtoHAsync", code)
+    }
+
+    /// Begins to fill memory of the GPU with zeros.
+    ///
+    /// # Safety
+    /// Callers must guarantee that so many bytes are allocated there until the stream was synchronized.
+    pub(super) unsafe fn clear(&self, target: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by this function's contract.
+        let code = unsafe { sys::cuMemsetD8Async(target, 0, bytes, self.raw) };
+        self.gpu.check("cuMemsetD8Async", code)
+    }
+
     /// Device memory that is allocated in the order of this stream.
     pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
         let _entered = self.gpu.enter()?;

@@ -1,0 +1,82 @@
+"""What is known of the bytes of files before they are read."""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+
+#: What a load may be asked to verify: "sha256" (as the hub's cache has named the files), the digest
+#: of the only file, digests by file name, or "device".
+Verify = str | Mapping[str, str]
+
+#: For the native half: "device", or what gives the digests of files, called with their paths.
+Known = str | Callable[[list[str | PathLike[str]]], list[str]]
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def hub_sha256(path: str | PathLike[str]) -> str | None:
+    """The digest that the hub's cache has named a file by.
+
+    `huggingface_hub` keeps a large file under `blobs/` by the SHA-256 of its content and links to
+    it.
+    """
+    real = Path(os.path.realpath(path))
+    named = real.parent.name == "blobs" and _SHA256.fullmatch(real.name)
+    return real.name.lower() if named else None
+
+
+def known_sha256(paths: list[str], known: str | Mapping[str, str] | None) -> dict[str, str]:
+    """The digests of files: those given, by name or for the only one, or those of the hub's cache.
+
+    Raises:
+        ValueError: A digest is none, or one for several files, or for a file that is not there.
+    """
+    if known is None:
+        found = {path: hub_sha256(path) for path in paths}
+        return {path: digest for path, digest in found.items() if digest}
+    if isinstance(known, str):
+        if len(paths) != 1:
+            raise ValueError(f"one SHA-256 for {len(paths)} files: give each its own, by file name")
+        known = {Path(paths[0]).name: known}
+    names = {Path(path).name: path for path in paths}
+    for name in known:
+        if name not in names:
+            raise ValueError(f"no file {name!r} in this checkpoint, which has {sorted(names)}")
+    return {names[name]: sha256_of(digest, f"file {name!r}") for name, digest in known.items()}
+
+
+def sha256_of(digest: object, what: str) -> str:
+    """The digest in lower case, if it is one."""
+    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+        raise ValueError(f"the digest of {what} is no SHA-256 in hexadecimal digits: {digest!r}")
+    return digest.lower()
+
+
+def expected(verify: Verify | None, gpu: bool, dtype: object) -> Known | None:  # noqa: FBT001 - what is so
+    """What the native half shall compare.
+
+    Raises:
+        ValueError: It is nothing that can be compared there.
+    """
+    if verify is None:
+        return None
+    if verify == "device":
+        if not gpu:
+            raise ValueError("verify='device' is for a GPU's memory; the device is the CPU")
+        if dtype is not None:
+            raise ValueError("verify='device' compares the bytes of the file, which dtype changes")
+        return "device"
+    known = None if verify == "sha256" else verify
+    if isinstance(known, str):
+        sha256_of(known, "the file")  # or it is a word that nobody knows
+
+    def digests(paths: list[str | PathLike[str]]) -> list[str]:
+        files = [os.fspath(path) for path in paths]
+        by_path = known_sha256(files, known)
+        if unknown := [path for path in files if path not in by_path]:
+            raise ValueError(f"no SHA-256 is known of {unknown}: name it by {{file name: digest}}")
+        return [by_path[path] for path in files]
+
+    return digests
