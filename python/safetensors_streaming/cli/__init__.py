@@ -8,6 +8,7 @@ interrupted, 141 if nobody reads any more what it prints, as a program that SIGP
 import click
 
 from safetensors_streaming import __version__
+from safetensors_streaming.cli.bench import bench
 from safetensors_streaming.cli.doctor import doctor
 from safetensors_streaming.cli.inspect import inspect
 from safetensors_streaming.cli.load import load
@@ -26,5 +27,5 @@ def main() -> None:
     """
 
 
-for _command in (inspect, verify, load, doctor):
+for _command in (inspect, verify, load, doctor, bench):
     main.add_command(_command)
