@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.statistics import noisy
 from bench.wording import GB, time_and_rate
@@ -25,6 +26,7 @@ COLORS = {
     "ink": "#010101",
     "muted": "#020202",
     "line": "#030303",
+    "card": "#0d0d0d",
     "ours": "#040404",
     "other": "#050505",
     "ceiling": "#060606",
@@ -39,7 +41,7 @@ STYLE: Any = {
     "svg.fonttype": "none",  # letters stay letters
     "svg.hashsalt": "bench",  # the same figure has the same text
     "text.parse_math": False,  # a dollar in a name is a dollar
-    "font.size": 9.5,
+    "font.size": 10.5,
     "axes.edgecolor": COLORS["line"],
     "axes.labelcolor": COLORS["muted"],
     "axes.spines.top": False,
@@ -55,7 +57,8 @@ STYLE: Any = {
 WIDTH_INCH = 5.0  # 360 points: a point is about a pixel of a narrow screen
 MARGIN_INCH = 0.12
 LOG_SPAN = 20
-NAME_LETTERS_MAX, LANE_LETTERS_MAX = 44, 18
+TICKS_MAX = 12
+NAME_LETTERS_MAX, LANE_LETTERS_MAX = 40, 16
 LINE_STYLES = {"disk": ":", "link": "--", "memory": "-."}
 
 
@@ -89,7 +92,7 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r'<g id="[^"]*">', "<g>", text)  # several figures stand in one page
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    text = re.sub(r"font-family: [^;\"]*; ", "", text)
     for name, color in COLORS.items():
         text = text.replace(color, f"var(--{name})")
     return text
@@ -108,6 +111,9 @@ def _scale(axes: Axes, values: Sequence[float], what: str) -> None:
     if low > 0 and high > LOG_SPAN * low:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.3, high * 1.3)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS_MAX))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         what += ", logarithmic"
     else:
         axes.set_xlim(0, high * 1.06)
@@ -122,12 +128,12 @@ def times(recorded: Recorded) -> str:
         name: recorded.row["file_bytes"] / rate * 1e3 for name, rate in recorded.ceilings.items()
     }
     with mpl.rc_context(STYLE):
-        sheet = _sheet(0.55 * len(loaders), above=0.1 + 0.16 * len(ceilings), below=0.55)
+        sheet = _sheet(0.6 * len(loaders), above=0.1 + 0.18 * len(ceilings), below=0.6)
         axes = sheet.axes
         values = list(ceilings.values())
         for line, name in enumerate(loaders):
             values += _loader(axes, -line, name, recorded)
-        axes.set_ylim(0.6 - len(loaders), 0.6)
+        axes.set_ylim(0.7 - len(loaders), 0.6)
         axes.set_yticks([])
         _scale(axes, values, "milliseconds")
         for line, (name, value) in enumerate(ceilings.items()):
@@ -144,19 +150,24 @@ def _above(axes: Axes, value: float, line: int, text: str) -> None:
         text,
         (value, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(3 if right else -3, 2 + 11.5 * line),
+        xytext=(3 if right else -3, 2 + 12.5 * line),
         textcoords="offset points",
         ha="left" if right else "right",
         color=COLORS["ceiling"],
     )
 
 
+def _label(axes: Axes, height: float, text: str) -> None:
+    """Writes at the left end of a line, over what runs through."""
+    behind = {"facecolor": COLORS["card"], "edgecolor": "none", "alpha": 0.9, "pad": 0.5}
+    axes.annotate(text, (0, height), xycoords=("axes fraction", "data"), bbox=behind)
+
+
 def _loader(axes: Axes, line: int, name: str, recorded: Recorded) -> list[float]:
     """Draws one loader's line; gives its samples in milliseconds."""
     figures, taken = recorded.row["loaders"][name], recorded.samples[name]
     color = COLORS["ours" if name == recorded.row["definition"]["ours"] else "other"]
-    told = f"{_short(name)}  {time_and_rate(figures)}"
-    axes.annotate(told, (0, line + 0.22), xycoords=("axes fraction", "data"), xytext=(0, 0))
+    _label(axes, line + 0.26, f"{_short(name)}: {time_and_rate(figures)}")
     low, median, high = (
         figures[name] * 1e3 for name in ("lower_quartile", "median", "upper_quartile")
     )
@@ -178,9 +189,7 @@ def rates(rows: Sequence[Recorded]) -> str | None:
         axes = sheet.axes
         every: list[float] = []
         for line, recorded in enumerate(rows):
-            axes.annotate(
-                _short(recorded.row["name"]), (0, 0.16 - line), xycoords=("axes fraction", "data")
-            )
+            _label(axes, 0.16 - line, _short(recorded.row["name"]))
             every += _row_of_rates(axes, -line, recorded)
         axes.set_ylim(0.6 - len(rows), 0.6)
         axes.set_yticks([])

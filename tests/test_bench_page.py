@@ -81,7 +81,7 @@ def test_a_page_asks_for_nothing(tmp_path: Path) -> None:
 def test_a_page_has_every_loader_sample_and_ceiling(tmp_path: Path) -> None:
     text = page([written(tmp_path / "a.jsonl", result(), result("noisy", foreign=0.5))])
     elements = Elements(text)
-    assert "ours  1,030.0 ms (3.88 GB/s)" in elements.text
+    assert "ours: 1,030.0 ms (3.88 GB/s)" in elements.text
     assert "ceiling: disk 5.00 GB/s" in elements.text
     assert "noisy: too noisy; without absent" in elements.text
     dots = [value for name, value in elements.attributes if name == "xlink:href"]
