@@ -185,7 +185,7 @@ def rates(rows: Sequence[Recorded]) -> str | None:
     if not rows:
         return None
     with mpl.rc_context(STYLE):
-        sheet = _sheet(0.46 * len(rows), above=0.1, below=1.1)
+        sheet = _sheet(0.46 * len(rows), above=0.1, below=1.25)
         axes = sheet.axes
         every: list[float] = []
         for line, recorded in enumerate(rows):
@@ -198,7 +198,7 @@ def rates(rows: Sequence[Recorded]) -> str | None:
         known = dict(zip(labels, handles, strict=True))
         below = (0.0, 0.0, 1.0, 0.0)
         sheet.figure.legend(
-            known.values(), known.keys(), loc="lower left", ncols=3, bbox_to_anchor=below
+            known.values(), known.keys(), loc="lower left", ncols=2, bbox_to_anchor=below
         )
         return _svg(sheet.figure)
 

@@ -52,8 +52,8 @@ def median_interval(values: Sequence[float]) -> Interval:
     95 % for hardly any number: of seven, 98.4 % or 87.5 %. Between the two next to 95 % it is
     interpolated as by Hettmansperger and Sheather, "Confidence intervals based on interpolated
     order statistics", Statistics & Probability Letters 4 (1986), 75-79, which comes within a
-    percent of 95 % whatever the values' distribution. The percentile bootstrap of the median of
-    seven has nine tenths instead.
+    percent of 95 % whatever the values' distribution. (The percentile bootstrap of the median of
+    seven comes to the second smallest and the second largest: 87.5 %.)
 
     Args:
         values: At least one. Of fewer than six even the whole range has less than 95 %; it

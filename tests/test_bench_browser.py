@@ -22,7 +22,7 @@ QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --d
 QUIET += " --disable-background-networking --disable-component-update"
 
 #: Looks at the page in a frame as wide as a screen, and tells what it finds in its own title.
-WATCHER = """<!DOCTYPE html><title>waiting</title>
+WATCHER = """<!DOCTYPE html><title>waiting</title><link rel="icon" href="data:,">
 <iframe src="page.html" style="width: WIDTHpx; height: 800px; border: 0"></iframe>
 <script>
 addEventListener("load", () => {
