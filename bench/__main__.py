@@ -13,17 +13,20 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from rich.console import Console
 
-from bench import models
+from bench import models, null, records
 from bench.cases import CONSUMER_ROWS, DISK_ROWS, GPU_ROWS, NULL_READERS, ROWS, SIM_ROWS, Row
 from bench.consumers import CONSUMERS, absent
 from bench.loaders import LOADERS, PEERS, missing
 from bench.measure import Job, has_driver, simulated_driver
 from bench.null_reader import memory_rate
-from bench.report import Result, Sample, Samples, document, evaluate, table
+from bench.report import Result, evaluate, lines, table
+
+if TYPE_CHECKING:
+    from bench.records import Sample, Samples
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {
@@ -53,6 +56,7 @@ COMMANDS = {
     "sim": Command(SIM_ROWS, 1.0, "a GPU simulated by ci/sim"),
     "gpu": Command((*GPU_ROWS, *DISK_ROWS), 15.0, "a real GPU"),
     "consumers": Command(CONSUMER_ROWS, 1.0, "a GPU, or one simulated by ci/sim"),
+    "null": Command(null.ROWS, 1.0, "a test of the harness itself"),
 }
 
 say = Console(highlight=False, width=None if sys.stdout.isatty() else 150).print
@@ -211,12 +215,6 @@ def measure_ceilings(rows: list[Row], files: dict[str, list[Path]]) -> dict[str,
     return ceilings
 
 
-def write(output: Path, content: dict[str, object]) -> None:
-    """Writes the JSON file."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
 def add_command(commands: Any, name: str, what: Command) -> None:  # noqa: ANN401
     """Adds one of the commands to the command line."""
     names = [row.name for row in what.rows]
@@ -237,7 +235,7 @@ def add_command(commands: Any, name: str, what: Command) -> None:  # noqa: ANN40
         metavar="GB",
         help=f"of the model; default {what.size_gb}",
     )
-    output = ROOT / "bench" / "results" / f"{name}.json"
+    output = ROOT / "bench" / "results" / f"{name}.jsonl"
     command.add_argument("--output", type=Path, default=output)
     command.add_argument(
         "--seconds", type=float, default=float("inf"), metavar="S", help="begin no row after that"
@@ -296,31 +294,23 @@ def on_simulation(command: str) -> None:
         os.execv(words[0], words)  # noqa: S606
 
 
-def earlier_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows that an earlier run has measured."""
+def earlier_rows(options: argparse.Namespace) -> set[str]:
+    """The names of the rows that an earlier run has measured."""
     if not (options.resume and options.output.exists()):
-        return []
-    rows: list[dict[str, Any]] = json.loads(options.output.read_text(encoding="utf-8"))["rows"]
-    return rows
+        return set()
+    return {recorded.row["name"] for recorded in records.read(options.output).rows}
 
 
-def main() -> None:
-    """Runs the chosen rows, prints the table and writes the JSON file, row by row."""
-    options = parse()
-    on_simulation(options.what)
-    started = time.monotonic()
-    earlier = earlier_rows(options)
-    known = {row["row"]["name"] for row in earlier}
-    every = COMMANDS[options.what].rows
-    rows = [row for row in every if row.name in options.rows and row.name not in known]
-    rows = installed(rows)
+def measure_rows(rows: list[Row], options: argparse.Namespace, deadline: float) -> list[Result]:
+    """Measures rows and writes each to the output file as soon as it is done."""
     files = files_for(rows, options.size)
     results: list[Result] = []
-    with only_run():
+    second_calls: dict[str, Samples] = {}
+    with only_run(), records.opened(options.output, resume=options.resume) as output:
         ceilings = measure_ceilings(rows, files)
-        second_calls: dict[str, Samples] = {}
+        records.append(output, [records.run_record(ceilings, models.CACHE)])
         for row in rows:
-            if time.monotonic() - started > options.seconds and row.name not in second_calls:
+            if time.monotonic() > deadline and row.name not in second_calls:
                 say(f"no time for {row.name} any more")
                 continue
             chosen = files[row.files]
@@ -330,12 +320,40 @@ def main() -> None:
                 second_calls |= {str(row.again): second for second in again}
             size = sum(file.stat().st_size for file in chosen)
             results.append(evaluate(row, samples, size, ceilings))
-            write(options.output, document(earlier, results, ceilings, models.CACHE))
+            records.append(output, lines(results[-1]))
+    return results
+
+
+def conclude(output: Path) -> None:
+    """Writes what a null test comes to, once all its rows are there."""
+    document = records.read(output)
+    conclusion = null.conclusion(document)
+    if conclusion is None:
+        say("rows are missing: go on with --resume")
+        return
+    if conclusion != document.null:
+        with records.opened(output, resume=True) as file:
+            records.append(file, [{"kind": "null", **conclusion}])
+    say(null.sentence(conclusion))
+
+
+def main() -> None:
+    """Runs the chosen rows, writes them, and prints the table."""
+    options = parse()
+    on_simulation(options.what)
+    started = time.monotonic()
+    known = earlier_rows(options)
+    every = COMMANDS[options.what].rows
+    rows = [row for row in every if row.name in options.rows and row.name not in known]
+    results = measure_rows(installed(rows), options, started + options.seconds) if rows else []
     say(table(results))
-    verdicts = [result.reached for result in results]
+    if options.what == "null":
+        conclude(options.output)
+    verdicts = [result.reached for result in results if result.row.target]
     say(
-        f"targets: {verdicts.count(True)} reached, {verdicts.count(False)} not reached; "
-        f"{time.monotonic() - started:.0f} s; every sample: {options.output}"
+        f"targets: {verdicts.count(True)} reached, {verdicts.count(False)} missed, "
+        f"{verdicts.count(None)} undecided; {time.monotonic() - started:.0f} s; "
+        f"every sample: {options.output}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench import cuda_loaders
 from bench.consumers import CONSUMERS, Patched
+from bench.null_loaders import Reading, Slowed
 from bench.null_reader import NullReader, NullSource
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class Loader(NamedTuple):
 
 LOADERS = {
     "stock": Loader("safetensors", Stock),
+    "stock-read": Loader("safetensors", Reading),
+    "stock-again": Loader("safetensors", Reading),
+    "stock-slowed": Loader("safetensors", Slowed),
     "ours": Loader("safetensors_streaming", Ours),
     "null-2": Loader("numpy", partial(NullReader, 2)),
     "null-4": Loader("numpy", partial(NullReader, 4)),

@@ -1,49 +1,30 @@
-"""From samples to figures: medians, confidence intervals, the table and the JSON file."""
+"""From samples to figures: medians, ratios, verdicts, and the table on a terminal."""
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
 
+from bench import wording
 from bench.cases import CEILINGS
+from bench.records import Record, Sample, Samples, sample_records
+from bench.statistics import (
+    CONFIDENCE_MIN,
+    TOO_NOISY,
+    median_interval,
+    noisy,
+    paired_ratios,
+    too_noisy,
+)
 
 if TYPE_CHECKING:
     from bench.cases import Row
 
-SCHEMA = 2  # 1: the peak of memory covered what came before the timed part, too
-RESAMPLES = 10_000
 CEILING_MARGIN = 1.1  # a ceiling is a measurement too
-NOISY_CORES = 0.25
-PACKAGES = (
-    "safetensors-streaming-gpu",
-    "safetensors",
-    "torch",
-    "numpy",
-    "transformers",
-    "diffusers",
-    "sentence-transformers",
-    "accelerate",
-    "peft",
-)
-
-
-class Sample(TypedDict):
-    """One sample of one loader: its processes in order, and what the machine did meanwhile."""
-
-    seconds: float
-    foreign_cores: float
-    processes: list[dict[str, float | str]]
-
-
-Samples = dict[str, list[Sample]]
+TOO_FEW = "too few blocks"
 
 
 @dataclass(frozen=True)
@@ -60,12 +41,21 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time of ours over time of the reference, paired by block; with its 95 % interval."""
+    """Time of ours over time of the reference, paired by block; with the interval of its median.
+
+    Attributes:
+        reference: The loader compared with.
+        median: Of the blocks' ratios.
+        low: Where the interval begins.
+        high: Where it ends.
+        confidence: How often such intervals hold the median; 0.95, or less for few blocks.
+    """
 
     reference: str
     median: float
     low: float
     high: float
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -87,13 +77,26 @@ class Weights:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row came to; ``reached`` is None where there is no target or nothing to compare."""
+    """What a row came to.
+
+    Attributes:
+        row: The row.
+        file_bytes: The size of its files.
+        loaders: Where the samples of each loader lie.
+        ratio: Ours against the fastest of the others; None where there is nothing to compare.
+        reached: None where there is no target, nothing to compare, or a doubt.
+        doubt: Why nothing is said: too much noise, or too few blocks for the target.
+        impossible: The loaders above the row's ceiling.
+        samples: All of them.
+        weights: The parts of a library's call.
+    """
 
     row: Row
     file_bytes: int
     loaders: dict[str, Spread]
     ratio: Ratio | None
     reached: bool | None
+    doubt: str | None
     impossible: list[str]
     samples: Samples
     weights: Weights | None = None
@@ -119,35 +122,48 @@ def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, fl
     bound = min((ceilings[name] for name in row.ceilings if name in ceilings), default=float("inf"))
     bound = max([bound, *(rate for name, rate in fastest.items() if name in CEILINGS)])
     impossible = [name for name, rate in fastest.items() if rate > bound * CEILING_MARGIN]
-    reached = None
-    if row.target and row.target.weights:
-        reached = bool(weights and weights.share and weights.share * row.target.ratio >= 1)
-    elif row.target and ratio:
-        decisive = ratio.high if row.target.certain else ratio.median
-        reached = decisive <= row.target.ratio
+    doubt = _doubt(row, samples, ratio)
+    reached = None if doubt else _reached(row, ratio, weights)
     if reached and impossible:
         reached = False
-    return Result(row, file_bytes, loaders, ratio, reached, impossible, samples, weights)
+    return Result(row, file_bytes, loaders, ratio, reached, doubt, impossible, samples, weights)
+
+
+def _doubt(row: Row, samples: Samples, ratio: Ratio | None) -> str | None:
+    if too_noisy(samples):
+        return TOO_NOISY
+    if ratio and ratio.confidence < CONFIDENCE_MIN and row.target and row.target.certain:
+        return TOO_FEW
+    return None
+
+
+def _reached(row: Row, ratio: Ratio | None, weights: Weights | None) -> bool | None:
+    if row.target and row.target.weights:
+        return bool(weights and weights.share and weights.share * row.target.ratio >= 1)
+    if row.target and ratio:
+        decisive = ratio.high if row.target.certain else ratio.median
+        return decisive <= row.target.ratio
+    return None
 
 
 def _spread(taken: list[Sample], read_bytes: int) -> Spread:
     seconds = [sample["seconds"] for sample in taken]
     lower, median, upper = np.percentile(seconds, [25, 50, 75]).tolist()
-    noisy = sum(sample["foreign_cores"] > NOISY_CORES for sample in taken)
     rate = read_bytes / median / 1e9 if read_bytes else None
-    return Spread(median, min(seconds), lower, upper, rate, noisy)
+    return Spread(median, min(seconds), lower, upper, rate, sum(map(noisy, taken)))
 
 
 def _ratio(row: Row, samples: Samples) -> Ratio | None:
-    seconds = {name: np.array([s["seconds"] for s in taken]) for name, taken in samples.items()}
-    others = [name for name in row.others if name in seconds]
-    if row.ours not in seconds or not others:
+    medians = {
+        name: float(np.median([sample["seconds"] for sample in taken]))
+        for name, taken in samples.items()
+    }
+    others = [name for name in row.others if name in medians]
+    if row.ours not in medians or not others:
         return None
-    reference = min(others, key=lambda name: float(np.median(seconds[name])))
-    paired = seconds[row.ours] / seconds[reference]
-    draws = np.random.default_rng(0).choice(paired, (RESAMPLES, paired.size))
-    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5]).tolist()
-    return Ratio(reference, float(np.median(paired)), low, high)
+    reference = min(others, key=medians.__getitem__)
+    ratios = paired_ratios(samples[row.ours], samples[reference])
+    return Ratio(reference, float(np.median(ratios)), *median_interval(ratios))
 
 
 def _weights(
@@ -168,67 +184,13 @@ def _weights(
     )
 
 
-def environment(folder: Path) -> dict[str, object]:
-    """Describes the machine, the file system under ``folder`` and the packages."""
-    device = folder.stat().st_dev
-    queue = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/queue/read_ahead_kb")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {
-        "kernel": platform.release(),
-        "cpu": _field(Path("/proc/cpuinfo"), "model name"),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": memory,
-        "file_system": _mount(folder),
-        "read_ahead_kb": _text(queue),
-        "transparent_huge_pages": _text(Path("/sys/kernel/mm/transparent_hugepage/enabled")),
-        "governor": _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
-        "python": platform.python_version(),
-        "gpu": _gpu(),
-        "packages": {name: _version(name) for name in PACKAGES},
-    }
-
-
-def _gpu() -> str | None:
-    """Names the GPU as torch sees it; simulated ones say so."""
-    torch = import_module("torch")
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-
-
-def _mount(folder: Path) -> list[str]:
-    """Finds device, mount point, type and options of the file system a folder lies on."""
-    mounts = [line.split()[:4] for line in (_text(Path("/proc/self/mounts")) or "").splitlines()]
-    return max((m for m in mounts if folder.is_relative_to(m[1])), key=lambda m: len(m[1]))
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _field(path: Path, name: str) -> str | None:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def document(
-    earlier: list[dict[str, object]],
-    results: list[Result],
-    ceilings: dict[str, float],
-    folder: Path,
-) -> dict[str, object]:
-    """Gives everything that was measured, every sample included, ready for JSON."""
-    return {
-        "schema": SCHEMA,
-        "environment": environment(folder),
-        "ceilings_bytes_per_second": ceilings,
-        "rows": earlier + [asdict(result) for result in results],
-    }
+def lines(result: Result) -> list[Record]:
+    """The lines of a result in a result file: the samples, then the row, which makes them count."""
+    figures = asdict(result)
+    definition = figures.pop("row")
+    del figures["samples"]
+    row = {"kind": "row", "name": result.row.name, "definition": definition, **figures}
+    return [*sample_records(result.row.name, result.samples), row]
 
 
 def table(results: list[Result]) -> Table:
@@ -242,6 +204,9 @@ def table(results: list[Result]) -> Table:
         grid.add_column(heading, max_width=34 if heading == "what" else None)
     for result in results:
         row, ratio = result.row, result.ratio
+        told = wording.ratio_of_times(
+            asdict(ratio) if ratio else None, result.doubt, len(result.samples[row.ours])
+        )
         reference = ratio.reference if ratio else next(n for n in row.others if n in result.loaders)
         grid.add_row(
             row.name,
@@ -249,7 +214,7 @@ def table(results: list[Result]) -> Table:
             _cell(result, row.ours),
             *(_apart(result) if apart else ()),
             f"{reference}: {_cell(result, reference)}",
-            f"{ratio.median:.3f} [{ratio.low:.3f}..{ratio.high:.3f}]" if ratio else "-",
+            told,
             f"<= {row.target.ratio:.3f}\n{row.target.says}" if row.target else "report only",
             _verdict(result),
         )
@@ -281,4 +246,5 @@ def _apart(result: Result) -> tuple[str, str]:
 def _verdict(result: Result) -> str:
     if result.impossible:
         return f"[red]impossible: {', '.join(result.impossible)}"
-    return {None: "", True: "[green]reached", False: "[yellow]not reached"}[result.reached]
+    doubt = result.doubt if result.row.target else ""
+    return {None: doubt or "", True: "[green]reached", False: "[yellow]missed"}[result.reached]
