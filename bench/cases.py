@@ -32,7 +32,7 @@ class Row:
         action: The loaders' method.
         ours: The loader judged.
         others: Those it is compared with; the one with the lowest median is the reference.
-        files: "model", "small", "both" or "experts"; with a consumer, its name.
+        files: As ``models.files`` calls them; with a consumer, its name.
         cache: For each process of a sample: "cold", "warm", or "left" as the last one left it.
         blocks: Samples of each loader.
         read: Whether reading every byte is timed as well.
@@ -156,16 +156,21 @@ ROWS = (
     Row(
         name="pread-warm",
         says='load_file(backend="pread"), warm',
-        action="load_pread",
+        action="load",
+        ours="ours-pread",
+        others=("stock-pread",),
         blocks=3,
         ceilings=("memory",),
     ),
 )
 
 OTHER_PEERS = ("stock-cuda", "prefetch", "fastsafetensors", "runai")
-PEERS = (*OTHER_PEERS, "instanttensor")
+#: These read files of their own formats, which they make of the model first.
+CONVERTING_PEERS = ("flashpack", "tensorizer")
+PEERS = (*OTHER_PEERS, *CONVERTING_PEERS, "instanttensor")
 #: With the one way of InstantTensor's that its authors advise for what is in the page cache.
-WARM_PEERS = (*OTHER_PEERS, "instanttensor-buffered")
+WARM_FORMAT_PEERS = (*OTHER_PEERS, "instanttensor-buffered")
+WARM_PEERS = (*WARM_FORMAT_PEERS, *CONVERTING_PEERS)
 FIRST = Target(1.0, "before every peer")
 
 #: Loads to a GPU, a real or a simulated one. Each ends when the caller has all tensors and the GPU
