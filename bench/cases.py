@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
         action: The loaders' method.
         ours: The loader judged.
         others: Those it is compared with; the one with the lowest median is the reference.
-        files: "model", "small", "both" or "experts"; with a consumer, its name.
+        files: As ``models.files`` calls them; with a consumer, its name.
         cache: For each process of a sample: "cold", "warm", or "left" as the last one left it.
         blocks: Samples of each loader.
         read: Whether reading every byte is timed as well.
@@ -156,7 +156,9 @@ ROWS = (
     Row(
         name="pread-warm",
         says='load_file(backend="pread"), warm',
-        action="load_pread",
+        action="load",
+        ours="ours-pread",
+        others=("stock-pread",),
         blocks=3,
         ceilings=("memory",),
     ),
@@ -263,9 +265,19 @@ DISK_ROWS = (
     ),
 )
 
+#: These read files of their own formats, which they make of the model first: of a real GPU's 15 GB
+#: more than its host's disk may have room for.
+CONVERTING_PEERS = ("flashpack", "tensorizer")
+
+
+def _with_converting_peers(row: Row) -> Row:
+    every_peer = row.others in {PEERS, WARM_PEERS}
+    return replace(row, others=(*row.others, *CONVERTING_PEERS)) if every_peer else row
+
+
 #: On the simulated link alone: no source of a real GPU's rate could be made of a file by waiting.
 SIM_ROWS = (
-    *GPU_ROWS,
+    *map(_with_converting_peers, GPU_ROWS),
     Row(
         name="gpu-throttled",
         says="the same from a source as slow as the link, against either alone",

@@ -1,57 +1,59 @@
-"""Loaders to a GPU, ours and the field's; each lies in a folder of its own (``ci/peers``)."""
+"""Loaders to a GPU: stock, ours, and those of the field that know no other place."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from bench import handles
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Sequence
     from pathlib import Path
-    from typing import Any
+    from types import ModuleType
 
     from torch import Tensor
 
 DEVICE = "cuda:0"
 
 
-class Cuda:
-    """A loader whose constructor makes the CUDA context, so that no timer sees it."""
+def release_candidate() -> ModuleType:
+    """Imports safetensors, which must be 0.9.
 
-    def __init__(self) -> None:
-        """Imports torch and has it use the GPU."""
+    Raises:
+        RuntimeError: If it is another: ``ci/peers`` has it in a folder of its own.
+    """
+    safetensors = import_module("safetensors")
+    if not safetensors.__version__.startswith("0.9"):
+        raise RuntimeError(f"this is safetensors {safetensors.__version__}, not 0.9")
+    return safetensors
+
+
+class Placed:
+    """A loader to a device, whose constructor makes the CUDA context, so that no timer sees it."""
+
+    def __init__(self, device: str = DEVICE) -> None:
+        """Imports torch and has it use the device."""
         self.torch = import_module("torch")
-        self.torch.empty(1, device=DEVICE)
-        self.kept: list[object] = []
+        self.torch.empty(1, device=device)
+        self.device = device
 
     def done(self) -> None:
         """Waits until the GPU is idle: a load that is still on its way is no load."""
-        self.torch.cuda.synchronize()
-
-    def _loop(
-        self, safe_open: Callable[..., AbstractContextManager[Any]], paths: Sequence[Path]
-    ) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for path in paths:
-            with safe_open(path, "pt", device=DEVICE) as handle:
-                tensors |= {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no dict
-        self.done()
-        return tensors
+        if self.device != "cpu":
+            self.torch.cuda.synchronize()
 
 
-class StockCuda(Cuda):
-    """``safetensors.torch.load_file``."""
+class StockCuda(Placed):
+    """``safetensors.torch.load_file``, and ``safe_open``."""
+
+    package = "safetensors"
 
     def __init__(self) -> None:
         """Imports the package."""
         super().__init__()
-        self._load_file = import_module("safetensors.torch").load_file
-        self._safe_open = import_module("safetensors").safe_open
-
-    def loop_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Asks for one tensor after the other, by name."""
-        return self._loop(self._safe_open, paths)
+        self._safe_open = import_module(self.package).safe_open
+        self._load_file = import_module(f"{self.package}.torch").load_file
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads the files one after the other."""
@@ -61,21 +63,35 @@ class StockCuda(Cuda):
         self.done()
         return tensors
 
+    def loop_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Asks for one tensor after the other, by name."""
+        tensors = handles.each(self._safe_open, paths, DEVICE)
+        self.done()
+        return tensors
 
-class OursCuda(Cuda):
+    def one_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Opens a file for one of its tensors."""
+        tensors = handles.one(self._safe_open, paths, DEVICE)
+        self.done()
+        return tensors
+
+    def slices_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Asks for half of each tensor."""
+        tensors = handles.halves(self._safe_open, paths, DEVICE)
+        self.done()
+        return tensors
+
+
+class OursCuda(StockCuda):
     """This project's package, in torch's memory."""
 
+    package = "safetensors_streaming"
     allocator = "torch"
 
     def __init__(self) -> None:
         """Imports the package."""
         super().__init__()
-        package = import_module("safetensors_streaming")
-        self._load, self._safe_open = package.load_checkpoint, package.safe_open
-
-    def loop_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Asks for one tensor after the other, by name."""
-        return self._loop(self._safe_open, paths)
+        self._load = import_module(self.package).load_checkpoint
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads all files by one plan."""
@@ -90,16 +106,13 @@ class OursDriver(OursCuda):
     allocator = "driver"
 
 
-class Prefetch(Cuda):
+class Prefetch(Placed):
     """``safe_open(...).prefetch`` of safetensors 0.9."""
 
     def __init__(self) -> None:
         """Imports the package, which must be that version."""
         super().__init__()
-        safetensors = import_module("safetensors")
-        if not safetensors.__version__.startswith("0.9"):
-            raise RuntimeError(f"this is safetensors {safetensors.__version__}, not 0.9")
-        self._safe_open = safetensors.safe_open
+        self._safe_open = release_candidate().safe_open
 
     def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Starts all files, then takes every tensor once."""
@@ -109,27 +122,7 @@ class Prefetch(Cuda):
         return tensors
 
 
-class FastSafetensors(Cuda):
-    """fastsafetensors' loader of whole files, without GPUDirect Storage."""
-
-    def __init__(self) -> None:
-        """Imports the package."""
-        super().__init__()
-        self._loader = import_module("fastsafetensors").SafeTensorsFileLoader
-
-    def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Loads all files; what backs the tensors is kept, as its users must."""
-        self.kept.clear()
-        loader = self._loader(None, DEVICE, nogds=True)
-        loader.add_filenames({0: [str(path) for path in paths]})
-        buffer = loader.copy_files_to_device()
-        tensors = {name: buffer.get_tensor(name) for name in loader.get_keys()}
-        self.kept += [loader, buffer]
-        self.done()
-        return tensors
-
-
-class InstantTensor(Cuda):
+class InstantTensor(Placed):
     """InstantTensor, as it is by default: it clones, so that tensors outlive its buffer.
 
     It reads from the disk past the page cache, also what the cache holds.
@@ -160,24 +153,7 @@ class InstantTensorBuffered(InstantTensor):
     policy = "BUFFERED"
 
 
-class RunAi(Cuda):
-    """Run:ai's model streamer, each tensor moved by its own code."""
-
-    def __init__(self) -> None:
-        """Imports the package."""
-        super().__init__()
-        self._streamer = import_module("runai_model_streamer").SafetensorsStreamer
-
-    def load_cuda(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Streams all files; what it yields is copied, because it lends its buffer."""
-        with self._streamer() as streamer:
-            streamer.stream_files([str(path) for path in paths], device=DEVICE)
-            tensors = {name: tensor.clone() for name, tensor in streamer.get_tensors()}
-        self.done()
-        return tensors
-
-
-class Link(Cuda):
+class Link(Placed):
     """The ceiling: copies of 8 MiB from pinned memory, as many bytes as the files have."""
 
     BLOCK_BYTES = 8 << 20

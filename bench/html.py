@@ -86,7 +86,8 @@ def attention(document: Document) -> str:
         told = [wording.verdict(row)] if row["reached"] is False else []
         told += [row["doubt"]] if row["doubt"] else []
         left_out = [name for name in definition["others"] if name not in row["loaders"]]
-        told += [f"without {', '.join(left_out)}"] if left_out else []
+        failed = row.get("failed", {})  # files of before it was kept have none
+        told += [f"without {name}{', which failed' * (name in failed)}" for name in left_out]
         if told:
             points.append(f"<li>{text(row['name'])}: {text('; '.join(told))}</li>")
     if not points:

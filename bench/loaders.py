@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import cuda_loaders
+from bench import cuda_loaders, handles, peers
 from bench.consumers import CONSUMERS, Patched
 from bench.null_loaders import Reading, Slowed
 from bench.null_reader import NullReader, NullSource
@@ -26,8 +26,9 @@ class Stock:
 
     package = "safetensors"
 
-    def __init__(self) -> None:
-        """Imports torch and the package."""
+    def __init__(self, backend: str = "mmap") -> None:
+        """Imports torch and the package; ``backend`` is how it shall load."""
+        self._backend = backend
         self._safe_open = import_module(self.package).safe_open
         self._load_file = import_module(f"{self.package}.torch").load_file
 
@@ -44,16 +45,29 @@ class Stock:
                 found += file.keys()
         return found
 
-    def load(self, paths: Sequence[Path], backend: str = "mmap") -> dict[str, Tensor]:
+    def load(self, paths: Sequence[Path]) -> dict[str, Tensor]:
         """Loads the files one after the other."""
         tensors: dict[str, Tensor] = {}
         for path in paths:
-            tensors |= self._load_file(path, backend=backend)
+            tensors |= self._load_file(path, backend=self._backend)
         return tensors
 
-    def load_pread(self, paths: Sequence[Path]) -> dict[str, Tensor]:
-        """Loads the files into memory of their own."""
-        return self.load(paths, "pread")
+    def one(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Opens a file for one of its tensors."""
+        return handles.one(self._safe_open, paths)
+
+    def slices(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Asks for half of each tensor."""
+        return handles.halves(self._safe_open, paths)
+
+
+class ReleaseCandidate(Stock):
+    """safetensors 0.9, which prefetches to a GPU alone: on the CPU there is its ``load_file``."""
+
+    def __init__(self) -> None:
+        """Imports the package, which must be that version."""
+        cuda_loaders.release_candidate()
+        super().__init__()
 
 
 class Ours(Stock):
@@ -74,14 +88,27 @@ class Ours(Stock):
 
 
 class Loader(NamedTuple):
-    """How to make a loader, the package it cannot do without, and the folder where that lies.
+    """How to make a loader, and what it cannot do without.
 
-    Without a folder the package is installed beside the others.
+    Attributes:
+        package: What it imports.
+        make: Makes it.
+        folder: Where that package lies; without one it is installed beside the others.
+        suffix: Of the files in a format of its own, which its ``convert`` makes.
     """
 
     package: str
     make: Callable[[], object]
     folder: str | None = None
+    suffix: str | None = None
+
+
+def _peer(package: str, make: type[peers.Peer], name: str) -> dict[str, Loader]:
+    """A peer's loaders, to the GPU and to the CPU."""
+    return {
+        name: Loader(package, make, name, make.suffix),
+        f"{name}-cpu": Loader(package, partial(make, "cpu"), name, make.suffix),
+    }
 
 
 LOADERS = {
@@ -89,7 +116,10 @@ LOADERS = {
     "stock-read": Loader("safetensors", Reading),
     "stock-again": Loader("safetensors", Reading),
     "stock-slowed": Loader("safetensors", Slowed),
+    "stock-pread": Loader("safetensors", partial(Stock, "pread")),
+    "stock-0.9": Loader("safetensors", ReleaseCandidate, "safetensors-0.9"),
     "ours": Loader("safetensors_streaming", Ours),
+    "ours-pread": Loader("safetensors_streaming", partial(Ours, "pread")),
     "null-2": Loader("numpy", partial(NullReader, 2)),
     "null-4": Loader("numpy", partial(NullReader, 4)),
     "null-8": Loader("numpy", partial(NullReader, 8)),
@@ -99,12 +129,14 @@ LOADERS = {
     "ours-cuda": Loader("safetensors_streaming", cuda_loaders.OursCuda),
     "ours-driver": Loader("safetensors_streaming", cuda_loaders.OursDriver),
     "prefetch": Loader("safetensors", cuda_loaders.Prefetch, "safetensors-0.9"),
-    "fastsafetensors": Loader("fastsafetensors", cuda_loaders.FastSafetensors, "fastsafetensors"),
     "instanttensor": Loader("instanttensor", cuda_loaders.InstantTensor, "instanttensor"),
     "instanttensor-buffered": Loader(
         "instanttensor", cuda_loaders.InstantTensorBuffered, "instanttensor"
     ),
-    "runai": Loader("runai_model_streamer", cuda_loaders.RunAi, "runai"),
+    **_peer("fastsafetensors", peers.FastSafetensors, "fastsafetensors"),
+    **_peer("runai_model_streamer", peers.RunAi, "runai"),
+    **_peer("flashpack", peers.FlashPack, "flashpack"),
+    **_peer("tensorizer", peers.Tensorizer, "tensorizer"),
 }
 
 #: Where ci/peers puts them.

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ WARMING_BYTES = 8 << 20
 SLACK_BYTES = 1 << 30
 CACHE_TRIES = 20
 CACHE_PAUSE_S = 0.1
+#: How a process ends that could not bring the files into or out of the page cache.
+UNSTEERED = 3
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,18 @@ def cached_fraction(paths: list[Path]) -> float:
     return resident / pages
 
 
+class UnsteeredError(Exception):
+    """The page cache does not do as it is told, as on a file system that lives in it."""
+
+
 def set_cache(state: str, paths: list[Path]) -> float:
     """Brings the files into or out of the page cache until that is verified.
 
     Returns:
         The cached fraction found afterwards.
+
+    Raises:
+        UnsteeredError: If it does not come about in 2 seconds.
     """
     for _ in range(CACHE_TRIES):  # the kernel reclaims at will, and another process may hold pages
         fraction = cached_fraction(paths)
@@ -116,7 +126,7 @@ def set_cache(state: str, paths: list[Path]) -> float:
             with path.open("rb", buffering=0) as file:
                 _steer_cache(state, file)
         time.sleep(CACHE_PAUSE_S)
-    raise RuntimeError(f"the files should be {state}, but {fraction:.4%} is cached")
+    raise UnsteeredError(f"the files should be {state}, but {fraction:.4%} is cached")
 
 
 def back_memory(size: int) -> None:
@@ -190,6 +200,7 @@ def checksum(answer: dict[str, Tensor] | list[str] | int | None) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
+@cache
 def _driver() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL("libcuda.so.1")
@@ -278,6 +289,15 @@ def timed(job: Job, loader: Any, paths: list[Path]) -> Sample:  # noqa: ANN401 -
     )
 
 
+def main() -> None:
+    """Carries out the job that the command line holds as JSON, and prints its samples."""
+    try:
+        for one in measure(Job(**json.loads(sys.argv[1]))):
+            print(json.dumps(asdict(one)))
+    except UnsteeredError as failure:
+        print(failure, file=sys.stderr)
+        sys.exit(UNSTEERED)
+
+
 if __name__ == "__main__":
-    for one in measure(Job(**json.loads(sys.argv[1]))):
-        print(json.dumps(asdict(one)))
+    main()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,6 +89,7 @@ class Result:
         impossible: The loaders above the row's ceiling.
         samples: All of them.
         weights: The parts of a library's call.
+        failed: The last words of the loaders that are missing in the samples, by name.
     """
 
     row: Row
@@ -100,6 +101,7 @@ class Result:
     impossible: list[str]
     samples: Samples
     weights: Weights | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, float]) -> Result:

@@ -191,7 +191,7 @@ def demonstrate(size_gb: float) -> bool:
 def main() -> None:
     """Shows the demo; leaves with 1 if anything differs or ours did not serve."""
     parser = argparse.ArgumentParser(prog="ci/demo", description="Stock and patched, side by side.")
-    parser.add_argument("--size", type=float, default=models.FULL_GB, metavar="GB")
+    parser.add_argument("--size", type=models.gigabytes, default=models.FULL_GB)
     good = demonstrate(parser.parse_args().size)
     say("All contents are equal." if good else "FAILED: see above.")
     sys.exit(not good)
