@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from bench import readme, records
+from bench import __main__ as benchmark
+from bench import models, readme, records
 from bench.cases import Row, Target
 from bench.report import Result, evaluate, lines
 from bench.statistics import median_interval, paired_ratios
@@ -117,14 +117,18 @@ def test_other_files_are_refused_by_line(line: str, tmp_path: Path) -> None:
         records.read(path)
 
 
-def test_a_benchmark_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*will be removed:FutureWarning")  # transformers' own
+def test_a_benchmark_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.jsonl"
-    words = [sys.executable, "-m", "bench", "null", "--size", "0.01", "--blocks", "1"]
-    words += ["--output", str(path), "--rows", "same-1"]
-    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)  # noqa: S603
+    words = ["bench", "null", "--size", "0.01", "--blocks", "1", "--output", str(path)]
+    monkeypatch.setattr(models, "CACHE", tmp_path / "models")
+    monkeypatch.setattr(sys, "argv", [*words, "--rows", "same-1"])
+    benchmark.main()
     first = path.read_bytes()
-    words += ["slowed-1", "--resume"]
-    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)  # noqa: S603
+    monkeypatch.setattr(sys, "argv", [*words, "--rows", "same-1", "slowed-1", "--resume"])
+    benchmark.main()
     assert path.read_bytes().startswith(first)
     document = records.read(path)
     assert [row.row["name"] for row in document.rows] == ["same-1", "slowed-1"]
