@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bench import cuda_loaders, handles, peers
 from bench.consumers import CONSUMERS, Patched
 from bench.null_loaders import Reading, Slowed
-from bench.null_reader import NullReader, NullSource
+from bench.null_reader import NullDigest, NullReader, NullSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,6 +86,12 @@ class Ours(Stock):
         total: int = native.read_through([str(path) for path in paths], cache="bypass").bytes
         return total
 
+    def digest(self, paths: Sequence[Path]) -> int:
+        """Digests every byte, as `safetensors-streaming verify` does."""
+        native = import_module("safetensors_streaming._native")
+        digests = native.digest_checkpoint([str(path) for path in paths])
+        return sum(Path(path).stat().st_size for path, _ in digests)
+
 
 class Loader(NamedTuple):
     """How to make a loader, and what it cannot do without.
@@ -124,10 +130,12 @@ LOADERS = {
     "null-4": Loader("numpy", partial(NullReader, 4)),
     "null-8": Loader("numpy", partial(NullReader, 8)),
     "null-source": Loader("numpy", partial(NullSource, 4)),
+    "sha256": Loader("hashlib", NullDigest),
     "link": Loader("torch", cuda_loaders.Link),
     "stock-cuda": Loader("safetensors", cuda_loaders.StockCuda),
     "ours-cuda": Loader("safetensors_streaming", cuda_loaders.OursCuda),
     "ours-driver": Loader("safetensors_streaming", cuda_loaders.OursDriver),
+    "ours-told": Loader("safetensors_streaming", cuda_loaders.OursTold),
     "prefetch": Loader("safetensors", cuda_loaders.Prefetch, "safetensors-0.9"),
     "instanttensor": Loader("instanttensor", cuda_loaders.InstantTensor, "instanttensor"),
     "instanttensor-buffered": Loader(

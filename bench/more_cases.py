@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.cases import FIRST, NEVER_SLOWER, WARM_PEERS, Row
+from bench.cases import FIRST, NEVER_SLOWER, WARM_PEERS, Row, Target
 
 STATES = ("warm", "cold")
 #: What loads every byte onto the CPU: the other ways of stock and ours, and the field.
@@ -23,6 +23,7 @@ KINDS = {
     "mixed": "a quantised model of four types",
     "misaligned": "misaligned tensors",
 }
+KINDS_TOLD = {"model": "all shards to the GPU", "experts": "20,000 tensors of 4 KiB to the GPU"}
 ONE = "safe_open + get_tensor of one large tensor out of many"
 SLICES = "get_slice of half of each tensor, as the first of two ranks"
 
@@ -82,7 +83,33 @@ def _to_gpu(kind: str, says: str) -> Row:
     )
 
 
+VERIFY = Row(
+    name="verify",
+    says="SHA-256 of every byte, cold, against digests of bytes in memory on all processors",
+    action="digest",
+    others=("sha256",),
+    cache=("cold",),
+    ceilings=("disk",),
+    target=Target(1 / 0.9, "90 % of the digest's rate"),
+)
+
+
+def _told(name: str, files: str, most: float) -> Row:
+    return Row(
+        name=name,
+        says=f"{KINDS_TOLD[files]}, with progress told and the report read, against without",
+        action="load_cuda",
+        ours="ours-told",
+        others=("ours-cuda",),
+        files=files,
+        blocks=15,
+        rehearse=True,
+        target=Target(1 + most, f"{most:.0%} more at most"),
+    )
+
+
 MORE_CPU_ROWS = (
+    VERIFY,
     *(_read("peers", "all loaders, ", "model", CPU_LOADERS, cache) for cache in STATES),
     *(_part("one", ONE, "shard", cache) for cache in STATES),
     *(_part("slices", SLICES, "model", cache) for cache in STATES),
@@ -96,4 +123,6 @@ MORE_SIM_ROWS = (
     _part_to_gpu("one", ONE, "shard"),
     _part_to_gpu("slices", SLICES, "model"),
     *(_to_gpu(kind, says) for kind, says in KINDS.items()),
+    _told("gpu-told", "model", 0.01),
+    _told("gpu-told-experts", "experts", 0.02),
 )
