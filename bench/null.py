@@ -104,20 +104,18 @@ def _count(runs: Sequence[list[float]], blocks: int, judge: Callable[[Interval],
 
 def sentence(record: Record) -> str:
     """The conclusion in words."""
-    same, found, covered = (
-        ", ".join(told.format(share, blocks) for blocks, share in record[name].items())
-        for name, told in (
-            ("same_held", "{} by {} blocks"),
-            ("found", "{} by {} blocks"),
-            ("coverage", "{:.1%} for {}"),
-        )
+    same, found = (
+        " and ".join(f"{count} ({blocks} blocks)" for blocks, count in record[name].items())
+        for name in ("same_held", "found")
     )
-    runs = record["runs"]
+    covered = ", ".join(
+        f"{100 * share:.1f} % ({n} blocks)" for n, share in record["coverage"].items()
+    )
+    runs, slowdown = record["runs"], 100 * record["slowdown"]
     return (
-        f"Of {runs} runs of the stock loader against itself, the interval held 1.0 in: {same}. Of "
-        f"{runs} with a slowdown of {record['slowdown']:.0%} planted, it was found in: {found} "
-        f"(median of all ratios {record['slowed_median']:.3f}). {record['too_noisy']} of these "
-        f"{2 * runs} runs were too noisy, and were counted all the same. Of {RESAMPLINGS:,} runs "
-        f"drawn anew from the ratios without the slowdown, intervals held the median of all: "
-        f"{covered} blocks."
+        f"{runs} runs of the stock loader against itself: the interval holds 1.0 in {same}. "
+        f"{runs} runs with {slowdown:.0f} % more time planted: the slowdown is found in {found}; "
+        f"the median of all ratios is {record['slowed_median']:.3f}. {record['too_noisy']} of the "
+        f"{2 * runs} runs were too noisy and count all the same. {RESAMPLINGS:,} runs drawn anew "
+        f"from the ratios without the slowdown: intervals hold the median of all in {covered}."
     )
