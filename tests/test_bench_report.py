@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as benchmark
-from bench import models, readme, records
+from bench import models, null, readme, records
 from bench.cases import Row, Target
 from bench.report import Result, evaluate, lines
 from bench.statistics import median_interval, paired_ratios
@@ -158,6 +158,17 @@ def test_committed_ratios_are_those_of_their_samples(path: Path) -> None:
         assert ratio["median"] == pytest.approx(np.median(ratios), rel=1e-12)
         told = (ratio["low"], ratio["high"], ratio["confidence"])
         assert told == pytest.approx(median_interval(ratios), rel=1e-12)
+
+
+def test_the_null_test_came_to_what_its_runs_say() -> None:
+    document = records.read(RESULTS / "null.jsonl")
+    conclusion = null.conclusion(document)
+    assert conclusion is not None
+    assert conclusion == document.null
+    assert min(*conclusion["same_held"].values(), *conclusion["found"].values()) >= 17
+    assert all(0.93 <= share <= 0.97 for share in conclusion["coverage"].values())
+    document.rows.pop()
+    assert null.conclusion(document) is None
 
 
 def test_the_readme_has_the_committed_results() -> None:
