@@ -9,10 +9,12 @@ use std::time::Duration;
 /// What direct reads of a file must keep to, in bytes; none where the file system has none.
 pub(crate) fn direct_alignment_bytes(file: &File) -> Option<u32> {
     let mut facts = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // By its number: the function came with glibc 2.28, and wheels ask for 2.17 (ci/wheel).
     // SAFETY: the descriptor is open for as long as `file` is borrowed, the path is a valid C
     // string, and `facts` is a writable `statx`.
     let status = unsafe {
-        libc::statx(
+        libc::syscall(
+            libc::SYS_statx,
             file.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,

@@ -161,13 +161,12 @@ impl Gpu {
     }
 
     fn bus_id(&self) -> Result<String> {
-        let mut text = [0; BUS_ID_BYTES as usize];
+        let mut text = [0_u8; BUS_ID_BYTES as usize];
+        let target = text.as_mut_ptr().cast(); // C's char is signed on some machines
         // SAFETY: the target has the size that is told, and outlives the call.
-        let code =
-            unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), BUS_ID_BYTES, self.device) };
+        let code = unsafe { sys::cuDeviceGetPCIBusId(target, BUS_ID_BYTES, self.device) };
         self.check("cuDeviceGetPCIBusId", code)?;
-        let bytes: Vec<u8> = text.iter().map(|&letter| letter.cast_unsigned()).collect();
-        let text = CStr::from_bytes_until_nul(&bytes);
+        let text = CStr::from_bytes_until_nul(&text);
         Ok(text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default())
     }
 
