@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pty
@@ -56,6 +57,27 @@ def memory_kib(kind: str) -> int:
         if line.startswith(f"{kind}:"):
             return int(line.split()[1])
     raise KeyError(kind)
+
+
+class _Mallinfo(ctypes.Structure):
+    """The C library's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for names in (
+            "arena ordblks smblks hblks hblkhd",
+            "usmblks fsmblks uordblks fordblks keepcost",
+        )
+        for name in names.split()
+    )
+
+
+def allocated_bytes() -> int:
+    """What is allocated by malloc: what it keeps of freed memory is not in it."""
+    tell = ctypes.CDLL(None).mallinfo2
+    tell.restype = _Mallinfo
+    told = tell()
+    return int(told.uordblks + told.hblkhd)
 
 
 def eventually(condition: Callable[[], object], deadline_s: float = DEADLINE_S) -> bool:
