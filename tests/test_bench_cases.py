@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,10 +18,10 @@ import torch
 from safetensors import safe_open
 
 from bench import models, single_files
-from bench.__main__ import COMMANDS
+from bench.__main__ import COMMANDS, main
 from bench.cases import Row
 from bench.loaders import LOADERS
-from bench.measure import Job, UnsteeredError
+from bench.measure import Job
 from bench.sampling import FailedError, check_answers, run, run_row
 
 if TYPE_CHECKING:
@@ -180,13 +181,20 @@ def test_hang(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         run(Job("link", "engine", "warm", [str(file)]), limit_s=0.5)
 
 
-def test_page_cache_that_cannot_be_dropped() -> None:
-    row = replace(ROW, others=("null-4",), cache=("cold",))
-    with NamedTemporaryFile(dir=MEMORY_FOLDER) as file:
-        file.write(bytes(1 << 20))
-        file.flush()
-        with pytest.raises(UnsteeredError, match=r"should be cold, but 100\.0000% is cached"):
-            run_row(row, [Path(file.name)], 1)
+def test_page_cache_that_cannot_be_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "result.json"
+    words = ["bench", "cpu", "--size", "4M", "--rows", "few-cold", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", words)
+    with TemporaryDirectory(dir=MEMORY_FOLDER) as folder:
+        monkeypatch.setattr(models, "CACHE", Path(folder))
+        main()
+    said = capsys.readouterr().out
+    reason = "the files should be cold, but 100.0000% is cached"
+    assert f"no ceiling, disk: {reason}" in said
+    assert f"skipped: few-cold ({reason})" in said
+    assert not output.exists()
 
 
 def test_answers_that_differ() -> None:
