@@ -39,6 +39,9 @@ pub(crate) const DIGESTED_FILES_MAX: usize = 4;
 /// Slots of a load that go on in use where memory cannot be pinned.
 pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 
+/// Streams that a GPU keeps for the next loads: making one costs as much as the copy of a small tensor.
+pub(crate) const IDLE_STREAMS_MAX: usize = 8;
+
 /// Unwanted bytes that are read rather than skipped between two wanted tensors.
 pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode as CaptureMode};
 
@@ -19,7 +19,7 @@ const BUS_ID_BYTES: i32 = 16;
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 32] = [
+const SYMBOLS: [&str; 34] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetCount",
@@ -40,6 +40,8 @@ const SYMBOLS: [&str; 32] = [
     "cuMemHostUnregister",
     "cuMemHostGetDevicePointer_v2",
     "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemsetD8Async",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
@@ -63,6 +65,8 @@ pub(crate) struct Gpu {
     process: u32,
     node: OnceLock<Option<u32>>,
     kernels: OnceLock<std::result::Result<Kernels, String>>,
+    /// Streams of ours that nobody has.
+    pub(super) idle_streams: Mutex<Vec<sys::CUstream>>,
 }
 
 // SAFETY: a context is no thread's; the driver locks what it shares.
@@ -97,8 +101,15 @@ impl Gpu {
         // SAFETY: the device was just given by the driver, the target outlives the call.
         let code = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
         check("cuDevicePrimaryCtxRetain", code)?;
-        let (node, kernels) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { ordinal, device, context, process: std::process::id(), node, kernels })
+        Ok(Self {
+            ordinal,
+            device,
+            context,
+            process: std::process::id(),
+            node: OnceLock::new(),
+            kernels: OnceLock::new(),
+            idle_streams: Mutex::default(),
+        })
     }
 
     /// Its number.

@@ -1,8 +1,11 @@
 //! Streams and events of the driver as owned types.
 #![expect(unsafe_code, reason = "the driver is a C library")]
 
+use std::sync::PoisonError;
+
 use cudarc::driver::sys::{self, CUresult};
 
+use crate::config::IDLE_STREAMS_MAX;
 use crate::device::cuda::driver::Gpu;
 use crate::error::Result;
 
@@ -20,8 +23,12 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    /// A stream that does not wait for the default stream.
+    /// A stream that does not wait for the default stream: one that idles, or else a new one.
     pub(crate) fn new(gpu: &'static Gpu) -> Result<Self> {
+        let idle = gpu.idle_streams.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        if let Some(raw) = idle {
+            return Ok(Self { gpu, raw, ours: true });
+        }
         let _entered = gpu.enter()?;
         let mut raw = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -122,9 +129,15 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if self.ours
-            && let Ok(_entered) = self.gpu.enter()
+        if !self.ours {
+            return;
+        }
+        // In a child of fork the lock may be held for ever.
+        if let Ok(mut idle) = self.gpu.idle_streams.try_lock()
+            && idle.len() < IDLE_STREAMS_MAX
         {
+            idle.push(self.raw);
+        } else if let Ok(_entered) = self.gpu.enter() {
             // SAFETY: ours, and nobody else has it; what is on it still runs.
             let _gone = unsafe { sys::cuStreamDestroy_v2(self.raw) };
         }
