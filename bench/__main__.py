@@ -87,6 +87,14 @@ def measure_ceilings(rows: list[Row], files: dict[str, list[Path]]) -> dict[str,
     return ceilings
 
 
+def positive(text: str) -> int:
+    """Reads a number of blocks."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than one")
+    return number
+
+
 def add_command(commands: Any, name: str, what: Command) -> None:  # noqa: ANN401
     """Adds one of the commands to the command line."""
     names = [row.name for row in what.rows]
@@ -99,7 +107,9 @@ def add_command(commands: Any, name: str, what: Command) -> None:  # noqa: ANN40
         metavar="ROW",
         help=f"of {', '.join(names)}",
     )
-    command.add_argument("--blocks", type=int, metavar="N", help="samples a loader, for all rows")
+    command.add_argument(
+        "--blocks", type=positive, metavar="N", help="samples a loader, for all rows"
+    )
     command.add_argument(
         "--size",
         type=models.gigabytes,

@@ -10,7 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from bench import figures, null, wording
-from bench.records import read
+from bench.records import is_result, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -193,10 +193,10 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, help="written by safetensors-streaming load --trace")
     options = parser.parse_args()
     try:
-        written = page(options.files, options.trace)
-    except (OSError, ValueError) as error:
+        written = page([file for file in options.files if is_result(file)], options.trace)
+        options.output.write_text(written, encoding="utf-8")
+    except (OSError, ValueError, LookupError) as error:
         parser.error(str(error))
-    options.output.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors_streaming._statistics import Interval, median_interval
 
 from bench.cases import Row
 from bench.null_loaders import SLOWDOWN
-from bench.statistics import TOO_NOISY, Interval, median_interval, paired_ratios
+from bench.statistics import TOO_NOISY, paired_ratios
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

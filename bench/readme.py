@@ -6,8 +6,8 @@ with 1 if README.md would be another.
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 from bench import null, wording
@@ -80,9 +80,12 @@ def filled(text: str) -> str:
 
 def main() -> None:
     """Writes the tables, or compares them with what is there."""
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    check = parser.parse_args().check
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    if sys.argv[1:] != ["--check"]:
+    if not check:
         readme.write_text(filled(text), encoding="utf-8")
     elif filled(text) != text:
         raise SystemExit("README.md has other tables than bench/results: python -m bench.readme")

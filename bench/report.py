@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
+from safetensors_streaming._statistics import median_interval
 
 from bench import wording
 from bench.cases import CEILINGS
@@ -14,7 +15,6 @@ from bench.records import Record, Sample, Samples, sample_records
 from bench.statistics import (
     CONFIDENCE_MIN,
     TOO_NOISY,
-    median_interval,
     noisy,
     paired_ratios,
     too_noisy,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.statistics import CONFIDENCE, CONFIDENCE_MIN, TOO_NOISY
+from safetensors_streaming._statistics import CONFIDENCE
+
+from bench.statistics import CONFIDENCE_MIN, TOO_NOISY
 
 if TYPE_CHECKING:
     from bench.records import Record

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors_streaming._statistics import median_interval
 
 from bench import __main__ as benchmark
 from bench import models, null, readme, records
 from bench.cases import Row, Target
 from bench.report import Result, evaluate, lines
-from bench.statistics import median_interval, paired_ratios
+from bench.statistics import paired_ratios
 
 if TYPE_CHECKING:
     from bench.records import Samples

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from safetensors_streaming._statistics import median_interval
 
 from bench import null
 from bench.cases import NEVER_SLOWER, Row, Target
 from bench.report import TOO_FEW, evaluate
-from bench.statistics import TOO_NOISY, median_interval, too_noisy
+from bench.statistics import TOO_NOISY, too_noisy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

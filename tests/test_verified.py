@@ -121,6 +121,8 @@ def test_the_report_says_that_a_mapped_file_was_read(sample: Path) -> None:
     report = last_report()
     assert report is not None
     assert "digest" in report.reason
+    assert "every byte digested" in report.explain()
+    assert report.read_bytes == sample.stat().st_size
     load_file(sample)
     report = last_report()
     assert report is not None
@@ -131,8 +133,8 @@ def test_the_report_says_that_a_mapped_file_was_read(sample: Path) -> None:
     ("verify", "words"),
     [
         ("sha256", "no SHA-256 is known"),
-        ("md5", "no SHA-256 in hexadecimal digits"),
-        ("0" * 63, "no SHA-256 in hexadecimal digits"),
+        ("md5", "expected 'sha256', 'device'"),
+        ("0" * 63, "expected 'sha256', 'device'"),
         ({"other.safetensors": "0" * 64}, "no file 'other.safetensors'"),
         ({}, "no SHA-256 is known"),
         ("device", "the device is the CPU"),
@@ -146,6 +148,19 @@ def test_what_cannot_be_verified(
         load_file(sample, backend=backend, verify=verify)
     with pytest.raises(ValueError, match=words):
         load_checkpoint(sample, backend=backend, verify=verify)
+
+
+def test_other_types_are_refused(sample: Path) -> None:
+    for verify in (True, bytes.fromhex(sha256(sample))):
+        with pytest.raises(TypeError, match="a str or a mapping"):
+            load_file(sample, verify=verify)  # type: ignore[arg-type]
+
+
+def test_files_of_one_name_cannot_be_told_apart(sample: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = write_raw(tmp_path / "other" / sample.name, {"another": Entry("F32", [2])})
+    with pytest.raises(ValueError, match="one name"):
+        load_checkpoint([sample, other], verify={sample.name: sha256(sample)})
 
 
 def test_one_digest_for_several_files(checkpoint: Path) -> None:
@@ -184,8 +199,12 @@ class TestOnAGpu:
     def test_what_arrives_of_shards(self, checkpoint: Path) -> None:
         loaded = load_checkpoint(checkpoint, "cuda", verify="device")
         check(loaded, by_stock(checkpoint))
-        mixed = load_checkpoint(checkpoint, device_map={"": "cpu", "a": 0}, verify="device")
+        mixed = load_checkpoint(checkpoint, device_map={"": "cpu", "s0.*": 0}, verify="device")
         assert mixed.keys() == loaded.keys()
+
+    def test_where_no_tensor_goes_to_a_gpu(self, sample: Path) -> None:
+        with pytest.raises(SafetensorError, match="no tensor goes to a GPU"):
+            load_checkpoint(sample, device_map={"": "cpu", "nobody": 0}, verify="device")
 
     def test_of_a_type_that_is_converted(self, sample: Path) -> None:
         with pytest.raises(ValueError, match="dtype changes"):

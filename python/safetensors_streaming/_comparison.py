@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median, median_low, quantiles
+from statistics import median, median_low
 from typing import Any
 
 from safetensors_streaming import SafetensorError, _native
 from safetensors_streaming._patch import CHILDREN_VARIABLE
 from safetensors_streaming._sample import CacheError, Job, set_cache
+from safetensors_streaming._statistics import median_interval
 
 LOADERS = ("ours", "stock")
 STATES = ("cold", "warm")
 #: Fewer blocks say nothing of how far off their median may be.
 BLOCKS_OF_INTERVAL = 5
-RESAMPLES = 2000
 #: From here on a load was disturbed by others.
 NOISY_CORES = 0.25
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
@@ -59,11 +59,13 @@ class Ratio:
         median: That median.
         low: The interval's lower end, None for fewer than five blocks.
         high: Its upper end, likewise.
+        confidence: How often such an interval holds the median, likewise.
     """
 
     median: float
     low: float | None = None
     high: float | None = None
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,11 @@ class Row:
 
 
 def ratio_of(ours: Sequence[float], stock: Sequence[float]) -> Ratio:
-    """The ratio of times that stand in blocks of two, at least one; its interval by bootstrap."""
+    """The ratio of times that stand in blocks of two, at least one; with its interval."""
     paired = [one / other for one, other in zip(ours, stock, strict=True)]
     if len(paired) < BLOCKS_OF_INTERVAL:
         return Ratio(median(paired))
-    draws = random.Random(0)  # noqa: S311 - the same interval for the same times
-    medians = [median(draws.choices(paired, k=len(paired))) for _ in range(RESAMPLES)]
-    low, *_, high = quantiles(medians, n=40)  # steps of 2.5 %
-    return Ratio(median(paired), low, high)
+    return Ratio(median(paired), *median_interval(paired))
 
 
 class Agreement:

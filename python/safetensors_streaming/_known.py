@@ -41,6 +41,8 @@ def known_sha256(paths: list[str], known: str | Mapping[str, str] | None) -> dic
             raise ValueError(f"one SHA-256 for {len(paths)} files: give each its own, by file name")
         known = {Path(paths[0]).name: known}
     names = {Path(path).name: path for path in paths}
+    if len(names) < len(paths):
+        raise ValueError(f"several files have one name, which cannot be told apart: {paths}")
     for name in known:
         if name not in names:
             raise ValueError(f"no file {name!r} in this checkpoint, which has {sorted(names)}")
@@ -68,15 +70,23 @@ def expected(verify: Verify | None, gpu: bool, dtype: object) -> Known | None:  
         if dtype is not None:
             raise ValueError("verify='device' compares the bytes of the file, which dtype changes")
         return "device"
+    if not isinstance(verify, str | Mapping):
+        raise TypeError(f"verify is a str or a mapping, not {type(verify).__name__}")
+    if isinstance(verify, str) and verify != "sha256" and not _SHA256.fullmatch(verify):
+        raise ValueError(
+            f"verify {verify!r} is invalid (expected 'sha256', 'device', a SHA-256 in hexadecimal "
+            "digits, or a mapping of file names to such)"
+        )
     known = None if verify == "sha256" else verify
-    if isinstance(known, str):
-        sha256_of(known, "the file")  # or it is a word that nobody knows
 
     def digests(paths: list[str | PathLike[str]]) -> list[str]:
         files = [os.fspath(path) for path in paths]
         by_path = known_sha256(files, known)
         if unknown := [path for path in files if path not in by_path]:
-            raise ValueError(f"no SHA-256 is known of {unknown}: name it by {{file name: digest}}")
+            raise ValueError(
+                f"no SHA-256 is known of {unknown}, which the hub's cache has not named by it: "
+                "give it, or a mapping of file names to digests"
+            )
         return [by_path[path] for path in files]
 
     return digests

@@ -61,9 +61,9 @@ def load_file(  # noqa: PLR0913 - independent keywords
     device = plain_device(device)
     reason = reason_to_delegate("pt", device, backend)
     if reason is None:
-        calls.serve("load_file")
         ordinal, read_ahead = cuda_ordinal(device), not read_otherwise.get()
         known = expected(verify, ordinal is not None, dtype)
+        calls.serve("load_file")
         return _native.load_file(filename, backend, ordinal, allocator, dtype, read_ahead, known)
     if verify is not None:
         raise ValueError(f"nothing can be verified of a load that upstream does: {reason}")

@@ -9,13 +9,14 @@ use sha2::Sha256;
 
 use crate::checkpoint::engine::Task;
 use crate::checkpoint::{Checkpoint, Shard};
-use crate::device::cuda::checksum::sums;
+use crate::device::cuda::checksum::{kernels_of, sums};
 use crate::device::cuda::driver::Gpu;
 use crate::device::{Buffer, CudaBuffer};
 use crate::digest::{Digest, Digests, Sum, hex};
 use crate::error::{Error, Result};
 use crate::plan::Wanted;
 use crate::python::collector::Collector;
+use crate::python::destination::Goals;
 use crate::python::digests::digest_all;
 use crate::python::fetch::{Ready, Sources};
 use crate::reader::CachePolicy;
@@ -44,8 +45,24 @@ impl Check {
         }
         let paths: Vec<_> = checkpoint.shards.iter().map(|shard| &shard.path).collect();
         let known: Vec<String> = verify.call1((paths,))?.extract()?;
+        if known.len() != checkpoint.shards.len() {
+            return Err(PyValueError::new_err("one SHA-256 for each file is wanted"));
+        }
         let parsed: PyResult<Vec<Digest>> = known.iter().map(|digits| digest_of(digits)).collect();
         Ok(Self::Files(parsed?.into()))
+    }
+
+    /// An error where what is to be compared cannot be had for these goals.
+    pub(crate) fn prepare(&self, goals: &Goals) -> Result<()> {
+        if !matches!(self, Self::Device) {
+            return Ok(());
+        }
+        let ordinals: Vec<usize> = goals.all.iter().filter_map(|goal| goal.ordinal()).collect();
+        if ordinals.is_empty() {
+            let text = "verify=\"device\" is for a GPU's memory, and no tensor goes to a GPU";
+            return Err(Error::Request(text.to_owned()));
+        }
+        ordinals.into_iter().try_for_each(|ordinal| kernels_of(Gpu::open(ordinal)?).map(drop))
     }
 
     /// Reads what is wanted, and compares.
@@ -76,19 +93,20 @@ impl Check {
         }
     }
 
-    /// Reads whole files that will be mapped, into the page cache, and compares; tells whether it did.
+    /// Reads whole files that will be mapped, into the page cache, and compares; tells how many
+    /// bytes those were.
     pub(crate) fn run_mapped(
         &self,
         py: Python<'_>,
         checkpoint: &Checkpoint,
         progress: Option<Py<PyAny>>,
-    ) -> PyResult<bool> {
-        let Self::Files(known) = self else { return Ok(false) };
+    ) -> PyResult<u64> {
+        let Self::Files(known) = self else { return Ok(0) };
         let sources = checkpoint.shards.iter().map(Shard::source);
         let sources: Sources = sources.collect::<Result<_>>()?;
         let digests = digest_all(py, &sources, whole(&sources), CachePolicy::Keep, progress)?;
         compare(&sources, digests, known)?;
-        Ok(true)
+        Ok(sources.iter().map(|source| source.len()).sum())
     }
 }
 
@@ -109,17 +127,26 @@ fn whole(sources: &Sources) -> Vec<Vec<Range<u64>>> {
 }
 
 fn compare(sources: &Sources, digests: Vec<Vec<Digest>>, known: &[Digest]) -> Result<()> {
-    for ((source, got), wanted) in sources.iter().zip(digests.iter().flatten()).zip(known) {
-        if got != wanted {
+    if digests.len() != sources.len() || known.len() != sources.len() {
+        return Err(unverified());
+    }
+    for ((source, own), wanted) in sources.iter().zip(digests).zip(known) {
+        let [got] = own[..] else { return Err(unverified()) };
+        if got != *wanted {
             return Err(Error::Mismatch {
                 path: source.path().to_owned(),
                 target: None,
                 tensor: None,
-                difference: format!("sha256 is {}, and should be {}", hex(got), hex(wanted)),
+                difference: format!("sha256 is {}, and should be {}", hex(&got), hex(wanted)),
             });
         }
     }
     Ok(())
+}
+
+/// A guard that has nothing to compare must not let anything pass.
+fn unverified() -> Error {
+    Error::Internal("not everything was verified".to_owned())
 }
 
 /// The targets of each source, in the order of the file.
@@ -146,14 +173,17 @@ fn compare_memory(
     read: &[Vec<u64>],
     arrived: &[Option<Buffer>],
 ) -> Result<()> {
-    let places = order.iter().zip(read).enumerate().flat_map(|(shard, (targets, read))| {
-        targets.iter().zip(read).map(move |(&target, &sum)| (shard, target, sum))
-    });
-    let on_gpu = places.filter_map(|place| match &arrived[place.1] {
-        Some(Buffer::Cuda(buffer)) => Some((place, buffer)),
-        Some(Buffer::Host(_)) | None => None,
-    });
-    let mut on_gpu: Vec<((usize, usize, u64), &CudaBuffer)> = on_gpu.collect();
+    let mut on_gpu: Vec<((usize, usize, u64), &CudaBuffer)> = Vec::new();
+    for (shard, targets) in order.iter().enumerate() {
+        let sums = read.get(shard).filter(|sums| sums.len() == targets.len());
+        for (&target, &sum) in targets.iter().zip(sums.ok_or_else(unverified)?) {
+            match &arrived[target] {
+                Some(Buffer::Cuda(buffer)) => on_gpu.push(((shard, target, sum), buffer)),
+                Some(Buffer::Host(_)) => {}
+                None => return Err(unverified()),
+            }
+        }
+    }
     on_gpu.sort_by_key(|(_, buffer)| buffer.ordinal());
     for own in on_gpu.chunk_by(|(_, one), (_, other)| one.ordinal() == other.ordinal()) {
         let buffers: Vec<&CudaBuffer> = own.iter().map(|(_, buffer)| *buffer).collect();

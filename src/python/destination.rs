@@ -55,6 +55,14 @@ impl Goal {
         ordinal.map_or(Self::Host, |ordinal| Self::Cuda(ordinal, memory))
     }
 
+    /// The number of its GPU, or none for the host.
+    pub(crate) fn ordinal(self) -> Option<usize> {
+        match self {
+            Self::Host => None,
+            Self::Cuda(ordinal, _) => Some(ordinal),
+        }
+    }
+
     /// Whether kernels can work on the way there.
     pub(crate) fn has_kernels(self) -> Result<bool> {
         match self {

@@ -274,6 +274,7 @@ pub(crate) fn fetch<'py>(
     progress: Option<Py<PyAny>>,
 ) -> Result<(Vec<Bound<'py, PyAny>>, Report)> {
     let mut ready = Ready::new(py, manner, &mut targets)?;
+    manner.check.prepare(&manner.goals)?;
     ready.make_room(py)?;
     let Targets { wanted, forms, dtypes } = targets;
     let mut collector = Collector::new(&wanted, progress);

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -112,10 +112,11 @@ pub(crate) fn to_dict<'py>(
     let (tensors, report) = if sources.is_empty() {
         let began = Instant::now();
         let told = progress.as_ref().map(|progress| progress.clone_ref(py));
-        let read = manner.check.run_mapped(py, checkpoint, told)?;
-        let report = mapped_report(checkpoint, &targets.wanted, read.then(|| began.elapsed()));
+        let read_bytes = manner.check.run_mapped(py, checkpoint, told)?;
+        let seconds = if read_bytes > 0 { began.elapsed().as_secs_f64() } else { 0.0 };
+        let report = mapped_report(checkpoint, &targets.wanted, read_bytes, seconds);
         let _pause = CollectorPause::begin(py)?;
-        let mut collector = Collector::new(&targets.wanted, progress.filter(|_| !read));
+        let mut collector = Collector::new(&targets.wanted, progress.filter(|_| read_bytes == 0));
         let tensor = |(place, wanted): (&Place, &Dtype)| {
             let mapped = checkpoint.shards[place.shard].mapped(place.tensor)?;
             let dtype = mapped.form.dtype;
@@ -147,14 +148,15 @@ pub(crate) fn targets_of(
     Ok(Targets::new(all?, dtype))
 }
 
-/// Of mapped files, with the time in which every byte of them was read, if any was.
-fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted], read: Option<Duration>) -> Report {
-    let reason = match read {
-        None => "cpu tensors are mapped from the file, nothing is copied",
-        Some(_) => "cpu tensors are mapped from the file, every byte of which was digested",
+/// Of mapped files, of which so many bytes were read for their digests, in such a time.
+fn mapped_report(checkpoint: &Checkpoint, wanted: &[Wanted], read_bytes: u64, load: f64) -> Report {
+    let reason = match read_bytes {
+        0 => "cpu tensors are mapped from the file, nothing is copied",
+        _ => "cpu tensors are mapped from the file, every byte of which was digested",
     };
     Report {
-        seconds: Seconds { load: read.unwrap_or_default().as_secs_f64(), ..Seconds::default() },
+        read_bytes,
+        seconds: Seconds { load, ..Seconds::default() },
         files: checkpoint.shards.len(),
         tensors: wanted.len(),
         bytes: wanted.iter().map(Wanted::bytes).sum(),

@@ -132,7 +132,14 @@ impl PyReport {
         let total = seconds.total;
         let what = match bound {
             BoundBy::Mapping => {
-                return format!("mapping: {tensors} tensors in {total:.3} s, nothing read");
+                let read_bytes = self.0.read_bytes as f64;
+                let read = match self.0.read_bytes {
+                    0 => "nothing read".to_owned(),
+                    _ => {
+                        format!("every byte digested, {:.2} GB/s", read_bytes / seconds.load / 1e9)
+                    }
+                };
+                return format!("mapping: {tensors} tensors in {total:.3} s, {read}");
             }
             BoundBy::Nothing => {
                 return format!("nothing to read: {tensors} tensors in {total:.3} s");

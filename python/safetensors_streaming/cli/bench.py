@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from safetensors_streaming import _native
 from safetensors_streaming._checkpoint import named_ordinal, paths_of
-from safetensors_streaming._comparison import LOADERS, STATES, Loads, Row, compare
+from safetensors_streaming._comparison import LOADERS, STATES, Loads, Ratio, Row, compare
+from safetensors_streaming._statistics import CONFIDENCE
 from safetensors_streaming.cli._common import (
     NARROW,
     REFUSED,
@@ -46,7 +47,7 @@ HEADINGS = ["load", "ours", "stock", "ratio of times", "others took"]
     default=600,
     show_default=True,
     metavar="SECONDS",
-    help="The most that a load may take with the start of its process.",
+    help="The most that a load may take, with the start of its process and its digests.",
 )
 @json_option
 @ends_well
@@ -91,7 +92,7 @@ def bench(
         cells = [[state, *_cells(row, total)][: len(headings)] for state, row in rows.items()]
         say_table(headings, cells, frozenset())
         bounds = [f"{state}: {row.explained}" for state, row in rows.items() if row.explained]
-        if bounds:
+        if bounds and ordinal is not None:  # a mapping is nothing that binds
             say("")
             say(f"what bound ours, {'; '.join(bounds)}")
     if any(row.ours.failed for row in rows.values()):
@@ -107,14 +108,20 @@ def _cells(row: Row, total: int) -> Iterator[str]:
     yield _took(row.stock, total)
     ratio = row.ratio
     if ratio is not None:
-        interval = "" if ratio.low is None else f" [{ratio.low:.3f}..{ratio.high:.3f}]"
-        yield f"{ratio.median:.3f}{interval}"
+        yield f"{ratio.median:.3f}{_interval(ratio)}"
     elif row.ours.failed or row.stock.failed:
         yield "-"
     else:
         yield f"too noisy to tell: others were busy in {row.noisy_blocks} of {row.blocks} blocks"
     cores = [*row.ours.foreign_cores, *row.stock.foreign_cores]
     yield f"{median(cores):.2f} cores" if cores else "-"
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.confidence is None:
+        return ""
+    less = "" if ratio.confidence == CONFIDENCE else f" at {ratio.confidence:.0%}"
+    return f" [{ratio.low:.3f}..{ratio.high:.3f}]{less}"
 
 
 def _took(loads: Loads, total: int) -> str:

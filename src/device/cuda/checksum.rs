@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::device::CudaBuffer;
 use crate::device::cuda::driver::Gpu;
+use crate::device::cuda::kernels::Kernels;
 use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::Stream;
 use crate::error::{Error, Result};
@@ -20,9 +21,21 @@ pub(crate) fn sums(gpu: &'static Gpu, buffers: &[&CudaBuffer]) -> Result<Vec<u64
     let mut found = vec![0; buffers.len() * SUM_BYTES];
     let begun = begin(&stream, &memory, buffers, &mut found);
     // Whatever was begun reads the buffers and writes the answer.
-    stream.synchronize()?;
+    if let Err(error) = stream.synchronize() {
+        found.leak(); // perhaps it is still written to
+        return Err(error);
+    }
     begun?;
     Ok(found.as_chunks().0.iter().map(|sum| u64::from_le_bytes(*sum)).collect())
+}
+
+/// The kernels of a GPU, without which nothing can be summed there.
+pub(crate) fn kernels_of(gpu: &Gpu) -> Result<&Kernels> {
+    gpu.kernels().map_err(|why| Error::Device {
+        ordinal: gpu.ordinal(),
+        what: "cuModuleLoadData",
+        message: format!("{why}; without kernels of ours nothing can be summed there"),
+    })
 }
 
 fn begin(
@@ -32,12 +45,7 @@ fn begin(
     found: &mut [u8],
 ) -> Result<()> {
     let gpu = stream.gpu();
-    let refused = |why: &str| Error::Device {
-        ordinal: gpu.ordinal(),
-        what: "cuModuleLoadData",
-        message: format!("{why}; without kernels of ours nothing can be summed there"),
-    };
-    let kernels = gpu.kernels().map_err(refused)?;
+    let kernels = kernels_of(gpu)?;
     // SAFETY: the memory has this many bytes and lives until the stream was synchronized.
     unsafe { stream.clear(memory.address(), found.len())? };
     for (number, buffer) in buffers.iter().enumerate() {

@@ -19,7 +19,7 @@ const BUS_ID_BYTES: i32 = 16;
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 34] = [
+const SYMBOLS: [&str; 35] = [
     "cuInit",
     "cuDeviceGet",
     "cuDeviceGetCount",
@@ -44,6 +44,7 @@ const SYMBOLS: [&str; 34] = [
     "cuMemsetD8Async",
     "cuStreamCreate",
     "cuStreamDestroy_v2",
+    "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
     "cuStreamIsCapturing",

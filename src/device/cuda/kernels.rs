@@ -139,8 +139,8 @@ impl Kernels {
         mut bytes: u64,
         mut sum: u64,
     ) -> Result<()> {
-        let pairs_per_block = 16 * u64::from(THREADS);
-        let blocks = u32::try_from(bytes.div_ceil(pairs_per_block)).unwrap_or(BLOCKS_MAX);
+        let bytes_per_block = 16 * u64::from(THREADS);
+        let blocks = u32::try_from(bytes.div_ceil(bytes_per_block)).unwrap_or(BLOCKS_MAX);
         let blocks = [blocks.clamp(1, BLOCKS_MAX), 1];
         let mut arguments: [*mut c_void; 3] =
             [(&raw mut address).cast(), (&raw mut bytes).cast(), (&raw mut sum).cast()];

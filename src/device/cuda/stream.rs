@@ -25,6 +25,7 @@ unsafe impl Sync for Stream {}
 impl Stream {
     /// A stream that does not wait for the default stream: one that idles, or else a new one.
     pub(crate) fn new(gpu: &'static Gpu) -> Result<Self> {
+        // Nobody has a GPU in a child of fork, where the lock may be held for ever.
         let idle = gpu.idle_streams.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(raw) = idle {
             return Ok(Self { gpu, raw, ours: true });
@@ -132,13 +133,17 @@ impl Drop for Stream {
         if !self.ours {
             return;
         }
+        let Ok(_entered) = self.gpu.enter() else { return };
+        // SAFETY: ours, and nobody else has it.
+        let idles = unsafe { sys::cuStreamQuery(self.raw) } == CUresult::CUDA_SUCCESS;
         // In a child of fork the lock may be held for ever.
-        if let Ok(mut idle) = self.gpu.idle_streams.try_lock()
+        if idles
+            && let Ok(mut idle) = self.gpu.idle_streams.try_lock()
             && idle.len() < IDLE_STREAMS_MAX
         {
             idle.push(self.raw);
-        } else if let Ok(_entered) = self.gpu.enter() {
-            // SAFETY: ours, and nobody else has it; what is on it still runs.
+        } else {
+            // SAFETY: as above; what is on it still runs.
             let _gone = unsafe { sys::cuStreamDestroy_v2(self.raw) };
         }
     }
