@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import simulator
 import torch
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ACTIVE = 1  # CU_STREAM_CAPTURE_STATUS_ACTIVE
+#: As in src/config.rs.
+IDLE_STREAMS_MAX = 8
 
 #: Ways to a GPU that need no torch, and those whose memory torch allocates.
 DRIVER_WAYS = ["load_file", "load_checkpoint", "stream", "arrays"]
@@ -76,8 +78,20 @@ def held() -> dict[str, object]:
 
 
 def nothing_but(before: dict[str, object]) -> None:
-    """Asserts that no more is held than before, once streams have done what they were given."""
-    assert eventually(lambda: held() == before), (held(), before)
+    """Asserts that no more is held than before, once streams have done what they were given.
+
+    A few of these that idle are kept, and one that does not idle yet is not.
+    """
+
+    def is_all() -> bool:
+        now = held()
+        if not now:
+            return not before
+        streams = cast("int", now.pop("streams")), cast("int", before["streams"])
+        kept = streams[0] - streams[1] <= IDLE_STREAMS_MAX
+        return kept and all(before[kind] == known for kind, known in now.items())
+
+    assert eventually(is_all), (held(), before)
 
 
 def is_fit_for_the_cpu(path: str) -> None:

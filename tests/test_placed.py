@@ -148,7 +148,7 @@ MAPPED_TWICE = """
     load_file, asked = _native.load_file, []
 
     def seen(*arguments):
-        asked.append(arguments[-1])
+        asked.append(arguments[5])  # read_ahead
         return load_file(*arguments)
 
     _native.load_file = seen
