@@ -101,3 +101,30 @@ def test_a_warm_file_is_read_from_the_cache(large: Path) -> None:
     assert report is not None
     assert report.cached_fraction > 0.9
     assert report.reader == "pread"
+
+
+AS_WHO_MAY_NOT_ASK = """
+import ctypes, os, sys
+from safetensors_streaming import last_report, load_checkpoint
+folder, name = os.path.split(sys.argv[1])
+os.chdir(folder)  # the folders above it are closed to others
+load_checkpoint(name, backend="pread", cache="keep")
+if sys.argv[2] == "cold":
+    with open(name, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+if os.getuid() == 0:
+    os.setuid(65534)
+    ctypes.CDLL(None).prctl(4, 1)  # PR_SET_DUMPABLE: else its descriptors' names are closed to it
+load_checkpoint(name, backend="pread", cache="bypass")
+print(last_report().cached_fraction)
+"""
+
+
+@pytest.mark.parametrize(("state", "least", "most"), [("warm", 0.9, 1), ("cold", 0, 0.5)])
+def test_whom_the_kernel_does_not_tell_what_is_cached(
+    large: Path, state: str, least: float, most: float
+) -> None:
+    large.parent.chmod(0o755)
+    large.chmod(0o644)
+    assert least <= float(run_python(AS_WHO_MAY_NOT_ASK, large, state)) <= most

@@ -37,7 +37,7 @@ DIGESTS_AT_ONCE = 4
 
 
 class CacheError(RuntimeError):
-    """The page cache does not let go of files, or does not hold them."""
+    """The page cache does not let go of files, does not hold them, or its contents are not told."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,15 @@ def _fetch(path: str) -> None:
 
 def _cached_pages(path: str) -> int:
     _, pages = _native.file_facts(path)
-    return mincore_pages(path) if pages is None else pages
+    if pages is not None:
+        return pages
+    if Path(path).stat().st_uid != os.geteuid() and not os.access(path, os.W_OK):
+        raise CacheError(f"only who may write to {path} is told what the page cache holds of it")
+    return mincore_pages(path)
 
 
 def mincore_pages(path: str) -> int:
-    """How many pages of a file the page cache holds, by the call that every kernel has.
-
-    Of a file that is neither ours nor one that we may write to, it counts all.
-    """
+    """How many pages of a file the page cache holds, by the call that every kernel has."""
     with (
         Path(path).open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as area,

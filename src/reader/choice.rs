@@ -14,7 +14,7 @@ use crate::reader::depth::Depth;
 use crate::reader::pread::{Path, PreadReader};
 use crate::reader::uring::UringReader;
 use crate::reader::{Completion, Reader, Request};
-use crate::source::{LocalFile, Source, system};
+use crate::source::{LocalFile, Source};
 
 /// Whether what is read shall be in the page cache afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +150,7 @@ impl ChoosingReader {
     fn choose(&mut self, request: &Request) -> Path {
         self.tally.bytes += request.bytes as u64;
         let Some(file) = self.sources[request.shard].local() else { return Path::Buffered };
-        let middle = request.offset + request.bytes as u64 / 2;
-        if system::is_cached(file.buffered(), middle) == Some(true) {
+        if file.is_cached(request.offset..request.offset + request.bytes as u64) == Some(true) {
             self.tally.cached_bytes += request.bytes as u64;
             return Path::Buffered;
         }
@@ -271,7 +270,7 @@ impl Reader for ChoosingReader {
 pub(crate) fn is_mostly_cached(file: &LocalFile) -> bool {
     const LOOKS: u64 = 16;
     let step = file.len() / LOOKS;
-    let cached = (0..LOOKS)
-        .filter(|look| system::is_cached(file.buffered(), look * step + step / 2).unwrap_or(true));
+    let cached =
+        (0..LOOKS).filter(|look| file.is_cached(look * step..(look + 1) * step).unwrap_or(true));
     cached.count() as u64 > LOOKS / 2
 }

@@ -1,7 +1,9 @@
 //! A local file, opened once for header and data.
 
 use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -10,6 +12,9 @@ use std::sync::OnceLock;
 use crate::config::ALIGNMENT_BYTES;
 use crate::error::{Error, Result};
 use crate::source::{Source, system};
+
+/// What is looked up in the page cache at once: a page, or a part of one.
+const PAGE_BYTES: u64 = 4096;
 
 /// What must stay the same for the bytes to be the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,7 @@ pub(crate) struct LocalFile {
     file: File,
     identity: Identity,
     direct: OnceLock<Option<File>>,
+    looking: OnceLock<Option<File>>,
 }
 
 impl LocalFile {
@@ -60,7 +66,8 @@ impl LocalFile {
         if identity.bytes == 0 && file.read_at(&mut [0], 0).is_ok_and(|count| count > 0) {
             return Err(Error::refused(path, libc::ENODEV, "Not a file but text of the kernel's"));
         }
-        Ok(Self { path: path.to_owned(), file, identity, direct: OnceLock::new() })
+        let (direct, looking) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { path: path.to_owned(), file, identity, direct, looking })
     }
 
     /// Opens a file again by its path; none where that names another by now, or nothing. An error
@@ -84,20 +91,46 @@ impl LocalFile {
         self.direct.get_or_init(|| self.open_direct()).as_ref()
     }
 
+    /// Whether the page cache holds a part of the file, by one look; none where nothing tells it.
+    pub(crate) fn is_cached(&self, part: Range<u64>) -> Option<bool> {
+        let bytes = part.end - part.start;
+        let middle = (part.start + bytes / 2) & !(PAGE_BYTES - 1);
+        if let Some(pages) = system::cached_pages(&self.file, middle, PAGE_BYTES) {
+            return Some(pages > 0);
+        }
+        // A look of this kind brings its page into the cache: the next one must be at another.
+        let place = part.start + RandomState::new().hash_one(()) % bytes.max(1);
+        system::is_read_at_once(self.looking()?, place)
+    }
+
     /// What tells this file from another, or from itself changed.
     pub(crate) fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Opens the same file again, past the cache, also when its name is another's by now. What
-    /// statx says decides: some file systems accept the flag and read through the cache.
+    /// The descriptor for looks into the page cache where the kernel tells its contents to others only.
+    fn looking(&self) -> Option<&File> {
+        let open = || {
+            let file = self.open_once_more(0).ok()?;
+            system::expect_random_reads(&file).ok().map(|()| file)
+        };
+        self.looking.get_or_init(open).as_ref()
+    }
+
+    /// Opens it past the cache. What statx says decides: some file systems accept the flag and read
+    /// through the cache.
     fn open_direct(&self) -> Option<File> {
         let alignment = system::direct_alignment_bytes(&self.file)?;
         if alignment as usize > ALIGNMENT_BYTES {
             return None;
         }
+        self.open_once_more(libc::O_DIRECT).ok()
+    }
+
+    /// Opens the same file once more, also when its name is another's by now.
+    fn open_once_more(&self, flags: i32) -> io::Result<File> {
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path).ok()
+        OpenOptions::new().read(true).custom_flags(flags).open(path)
     }
 }
 

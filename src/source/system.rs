@@ -29,12 +29,8 @@ pub(crate) fn direct_alignment_bytes(file: &File) -> Option<u32> {
     (known && facts.stx_dio_offset_align > 0).then_some(alignment)
 }
 
-/// Whether the page cache holds the page at an offset; none where the kernel cannot tell.
-pub(crate) fn is_cached(file: &File, offset: u64) -> Option<bool> {
-    cached_pages(file, offset & !4095, 4096).map(|pages| pages > 0)
-}
-
-/// How many of the pages of a range the page cache holds; none where the kernel cannot tell.
+/// How many of the pages of a range the page cache holds; none where the kernel cannot tell, or does
+/// not: newer ones tell it to who owns the file or may write to it.
 pub(crate) fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> {
     #[repr(C)]
     struct Range {
@@ -59,6 +55,42 @@ pub(crate) fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> 
         libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut counts, 0_u32)
     };
     (status == 0).then_some(counts.cached)
+}
+
+/// Keeps the kernel from reading more of a file than is asked for through this descriptor.
+pub(crate) fn expect_random_reads(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open for as long as `file` is borrowed.
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Whether a byte of a file can be read without waiting for a disk; none where the kernel or the
+/// file system cannot tell. The page of one that cannot is read meanwhile.
+pub(crate) fn is_read_at_once(file: &File, offset: u64) -> Option<bool> {
+    let mut byte = 0_u8;
+    let target = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // By its number: the function came with glibc 2.26. Of the offset's two halves the kernel takes
+    // all 64 bits from the first.
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and the one byte that is
+    // written outlives the call.
+    let count = unsafe {
+        libc::syscall(
+            libc::SYS_preadv2,
+            file.as_raw_fd(),
+            &raw const target,
+            1_usize,
+            offset,
+            0_usize,
+            libc::RWF_NOWAIT,
+        )
+    };
+    match count {
+        0.. => Some(true),
+        _ if io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock => Some(false),
+        _ => None,
+    }
 }
 
 /// Sends bytes of a file to another inside the kernel; tells how many.
