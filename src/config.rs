@@ -171,9 +171,10 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Processors this process may use.
+/// Processors this process may use. Looked up once: that reads a dozen files of the kernel's.
 pub(crate) fn processors() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from)
+    static COUNT: OnceLock<usize> = OnceLock::new();
+    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
 }
 
 /// Bytes of memory that can be had without swapping, the container's limit counted.

@@ -164,7 +164,7 @@ fn faulty(faults: &Arc<Faults>, promised_more: u64) -> Scene {
 }
 
 fn outlook() -> Outlook {
-    Outlook { bytes: u64::from(u32::MAX), reads: 100 }
+    Outlook { bytes: u64::from(u32::MAX), reads: 100, cached: false }
 }
 
 /// Every reader that a source can be read by.

@@ -128,9 +128,10 @@ impl Load<'_, '_> {
                 self.to.device.add_to(wakes);
                 self.reader.add_to(wakes);
                 let news = held_back && self.caller.has_news(wakes);
-                let placed = self.to.device.poll().map(Next::Placed);
-                placed
-                    .or_else(|| self.reader.poll().map(Next::Completed))
+                // What was read first: a device without threads waits here for its copies.
+                let completed = self.reader.poll().map(Next::Completed);
+                completed
+                    .or_else(|| self.to.device.poll().map(Next::Placed))
                     .or_else(|| news.then_some(Next::News))
             });
             match next {

@@ -103,7 +103,7 @@ def test_both_load_all_files_cold_and_warm(evictable: list[str], checkpoint: Pat
             assert row["ratio"] is None
         else:
             ratio = row["ours"]["seconds"][0] / row["stock"]["seconds"][0]
-            assert row["ratio"] == {"median": ratio, "low": None, "high": None}
+            assert row["ratio"] == {"median": ratio, "low": None, "high": None, "confidence": None}
 
 
 def test_a_terminal_sees_how_far_it_is_and_then_the_table(checkpoint: Path) -> None:

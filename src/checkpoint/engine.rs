@@ -90,14 +90,17 @@ pub(crate) fn run_digesting<H: Hasher>(
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
     let bytes = wanted.iter().map(Wanted::bytes).sum();
-    let (chunk_bytes, slots_max) = sizes(are_cached(sources), bytes);
+    let cached = are_cached(sources);
+    let (chunk_bytes, slots_max) = sizes(cached, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let plan = Plan::new(wanted, &source_bytes, chunk_bytes, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
-    let slots = slots_max.min(plan.reads.len());
+    // New slots cost as much as the bytes that go through them: a load makes no more than it has bytes.
+    let slots_worth = usize::try_from(bytes.div_ceil(SLOT_BYTES as u64)).unwrap_or(usize::MAX);
+    let slots = slots_max.min(plan.reads.len()).min(slots_worth.max(2));
     let lease = Ring::of_process().lend(slots);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
-    let outlook = Outlook { bytes, reads: plan.reads.len() };
+    let outlook = Outlook { bytes, reads: plan.reads.len(), cached };
     let chooser = ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
     let mut reader = DigestingReader::new(chooser, sources, digests);
     let Destination { device, allocator } = to;

@@ -90,8 +90,8 @@ fn devices(gpu: &'static Gpu, scene: &Scene) -> Result<Vec<To>> {
         Ok(vec![worker])
     })?;
     let in_turn = Workers::new(|done| {
-        let caller = Some(user.of_caller());
-        Ok(vec![Box::new(CudaWorker::without_threads(&stream, caller, done))])
+        let stream = Arc::new(user.of_caller());
+        Ok(vec![Box::new(CudaWorker::without_threads(&stream, done))])
     })?;
     let both = Workers::new(|done| {
         let worker: Box<dyn Worker> = Box::new(CudaWorker::new(&stream, None, done)?);

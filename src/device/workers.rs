@@ -23,6 +23,9 @@ pub(crate) trait Worker {
     /// Begins to place a slot; a piece that is not of its memory is an error.
     fn begin(&mut self, job: Job);
 
+    /// Waits for the slot that was begun first, where no thread does, and sends it.
+    fn finish(&mut self) {}
+
     /// Whether a tensor's memory is the one that it fills.
     fn fills(&self, buffer: &Buffer) -> bool;
 
@@ -78,7 +81,10 @@ impl Device for Workers {
 
     fn poll(&mut self) -> Option<Placed> {
         loop {
-            let placed = self.done.take()?;
+            let placed = self.done.take().or_else(|| {
+                self.all.iter_mut().for_each(|worker| worker.finish());
+                self.done.take()
+            })?;
             match (self.later.remove(&placed.tag), placed) {
                 (Some(later), Placed { tag, slot: Some(slot), result: Ok(()), .. }) => {
                     self.begin(tag, slot, later);

@@ -110,7 +110,8 @@ impl Hand {
             Self::Host if few => Box::new(HostWorker::without_threads(done)),
             Self::Host => Box::new(HostWorker::new(done)),
             Self::Cuda(stream, user) if few => {
-                Box::new(CudaWorker::without_threads(&stream, user, done))
+                let stream = user.map_or(stream, Arc::new);
+                Box::new(CudaWorker::without_threads(&stream, done))
             }
             Self::Cuda(stream, user) => Box::new(CudaWorker::new(&stream, user, done)?),
         })

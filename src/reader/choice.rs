@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{
-    DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES, URING_READS_MIN,
-    config, memory_available_bytes,
+    DISK_TRIAL, ReaderChoice, SLOT_BYTES, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES,
+    URING_READS_MIN, config, memory_available_bytes,
 };
 use crate::device::Slot;
 use crate::queue::Wakes;
@@ -60,6 +60,8 @@ pub(crate) struct Outlook {
     pub(crate) bytes: u64,
     /// Reads planned.
     pub(crate) reads: usize,
+    /// Whether the page cache holds most of it.
+    pub(crate) cached: bool,
 }
 
 /// The reader of every load.
@@ -92,9 +94,12 @@ impl ChoosingReader {
             }
             ReaderChoice::Auto | ReaderChoice::Uring => Uring::Untried,
         };
+        // Starting a thread takes as long as copying 300 KB.
+        let small = outlook.cached && outlook.bytes <= SLOT_BYTES as u64;
+        let threaded = outlook.reads > 1 && !small;
         let (policy, policy_reason) = settle(policy, outlook.bytes);
         Self {
-            pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
+            pread: PreadReader::new(Arc::clone(&sources), threaded),
             sources,
             uring,
             policy,
@@ -261,7 +266,7 @@ impl Reader for ChoosingReader {
     }
 
     fn is_full(&self) -> bool {
-        self.depth.is_full()
+        self.depth.is_full() || self.pread.is_full()
     }
 }
 

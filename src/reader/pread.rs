@@ -44,9 +44,9 @@ pub(crate) struct PreadReader {
 }
 
 impl PreadReader {
-    /// A pool for so many reads, without threads yet; a single read is done by its caller.
-    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>, reads: usize) -> Self {
-        let threads_max = if reads > 1 { processors().clamp(2, READ_THREADS_MAX) } else { 0 };
+    /// A pool, without threads yet; or one whose caller does each read when it begins it.
+    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>, threaded: bool) -> Self {
+        let threads_max = if threaded { processors().clamp(2, READ_THREADS_MAX) } else { 0 };
         let (jobs, jobs_out) = unbounded();
         let (done_in, done) = queue();
         let threads = Vec::new();
@@ -63,7 +63,7 @@ impl PreadReader {
             Some(jobs) if !self.threads.is_empty() => {
                 jobs.send(job).expect("the receiver lives as long as the pool");
             }
-            // A single read, or a process that may not have another thread.
+            // Small loads, or a process that may not have another thread.
             _ => {
                 let completion = carry_out(&self.sources, job);
                 let sent = self.done_in.send(completion);
@@ -145,6 +145,11 @@ impl Reader for PreadReader {
 
     fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// What the caller has read goes to the device before it reads on.
+    fn is_full(&self) -> bool {
+        self.threads_max == 0 && self.in_flight > 0
     }
 }
 

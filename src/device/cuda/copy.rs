@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "copies run on after the call that begins them")]
 
 use std::cell::OnceCell;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -45,8 +46,8 @@ pub(crate) struct CudaWorker {
 enum Hands {
     /// A thread that begins copies, and one that waits for them.
     Threads(Option<channel::Sender<Job>>, Vec<JoinHandle<()>>),
-    /// The caller's, one slot after the other.
-    Callers(Box<Issuer>),
+    /// The caller's.
+    Callers(Box<Caller>),
 }
 
 impl CudaWorker {
@@ -66,26 +67,14 @@ impl CudaWorker {
             gpu.node().into_iter().for_each(stay_on_node);
             issuer.run(&jobs_out, &begun_in);
         })?;
-        let (copies, results) = (Arc::clone(stream), done.clone());
+        let waiter = Waiter { stream: Arc::clone(stream), events: events_in };
+        let results = done.clone();
         let waiting = spawn("sst-cuda-wait", move || {
             gpu.node().into_iter().for_each(stay_on_node);
             // Where this fails, so does all that follows, and says so.
             let _current = gpu.make_current();
-            for Begun { job, marks } in begun {
-                let mut copied_at = None;
-                let result = marks.and_then(|Marks { copied, done: event }| {
-                    if let Some(copied) = copied {
-                        copied.synchronize()?;
-                        copied_at = Some(Instant::now());
-                        let _kept = events_in.send(copied);
-                    }
-                    let seen = event.synchronize();
-                    // The issuer may have ended; then the event ends here.
-                    let _kept = events_in.send(event);
-                    seen
-                });
-                let placed = Placed { copied: copied_at, ..placed(job, result, &copies) };
-                if results.send(placed).is_err() {
+            for job in begun {
+                if results.send(waiter.wait(job)).is_err() {
                     break;
                 }
             }
@@ -94,14 +83,13 @@ impl CudaWorker {
         Ok(Self { hands, done: done.clone(), ordinal: gpu.ordinal() })
     }
 
-    /// For a single small tensor, which its caller copies: threads would cost more than they gain.
-    pub(crate) fn without_threads(
-        stream: &Arc<Stream>,
-        user: Option<Stream>,
-        done: &Sender<Placed>,
-    ) -> Self {
-        let (_never, events) = unbounded();
-        let hands = Hands::Callers(Box::new(Issuer::new(stream, user, events)));
+    /// For a single small tensor, which its caller copies by the stream that its memory belongs to:
+    /// threads, and streams that wait for each other, would cost more than they gain.
+    pub(crate) fn without_threads(stream: &Arc<Stream>, done: &Sender<Placed>) -> Self {
+        let (events_in, events) = unbounded();
+        let waiter = Waiter { stream: Arc::clone(stream), events: events_in };
+        let issuer = Issuer::new(stream, None, events);
+        let hands = Hands::Callers(Box::new(Caller { issuer, waiter, begun: VecDeque::new() }));
         Self { hands, done: done.clone(), ordinal: stream.gpu().ordinal() }
     }
 }
@@ -111,30 +99,84 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     thread.map_err(|error| Error::Internal(format!("no thread for {name}: {error}")))
 }
 
-/// A job's slot back, once the driver has let go of it.
-fn placed(job: Job, result: Result<()>, copies: &Stream) -> Placed {
-    let Job { tag, slot, .. } = job;
-    if result.is_ok() || copies.synchronize().is_ok() {
-        return Placed { tag, slot: Some(slot), copied: None, result };
+/// A caller that begins copies and waits for them itself.
+struct Caller {
+    issuer: Issuer,
+    waiter: Waiter,
+    /// What it has begun and not waited for.
+    begun: VecDeque<Begun>,
+}
+
+impl Caller {
+    fn begin(&mut self, mut job: Job) {
+        let entered = self.issuer.gpu.enter();
+        let marks = entered.and_then(|_entered| self.issuer.issue_caught(&mut job));
+        self.begun.push_back(Begun { job, marks });
     }
-    // The GPU may read it yet, for all that is known: it stays mapped for ever.
-    Box::leak(Box::new(slot));
-    Placed { tag, slot: None, copied: None, result }
+
+    fn finish(&mut self) -> Option<Placed> {
+        let begun = self.begun.pop_front()?;
+        // Where this fails, so does all that follows, and says so.
+        let _entered = self.issuer.gpu.enter();
+        Some(self.waiter.wait(begun))
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        while self.finish().is_some() {}
+    }
+}
+
+/// What waits for copies.
+struct Waiter {
+    stream: Arc<Stream>,
+    /// Where events go that were waited for.
+    events: channel::Sender<Event>,
+}
+
+impl Waiter {
+    /// A job's slot back, once the driver has let go of it.
+    fn wait(&self, Begun { job: Job { tag, slot, .. }, marks }: Begun) -> Placed {
+        let mut copied_at = None;
+        let result = marks.and_then(|Marks { copied, done }| {
+            if let Some(copied) = copied {
+                copied.synchronize()?;
+                copied_at = Some(Instant::now());
+                let _kept = self.events.send(copied);
+            }
+            let seen = done.synchronize();
+            // The issuer may have ended; then the event ends here.
+            let _kept = self.events.send(done);
+            seen
+        });
+        let mut slot = Some(slot);
+        if result.is_err() && self.stream.synchronize().is_err() {
+            // The GPU may read it yet, for all that is known: it stays mapped for ever.
+            Box::leak(Box::new(slot.take()));
+        }
+        Placed { tag, slot, copied: copied_at, result }
+    }
 }
 
 impl Worker for CudaWorker {
-    fn begin(&mut self, mut job: Job) {
+    fn begin(&mut self, job: Job) {
         match &mut self.hands {
             Hands::Threads(jobs, _) => {
                 if let Some(jobs) = jobs {
                     jobs.send(job).expect("the issuer outlives the worker");
                 }
             }
-            Hands::Callers(issuer) => {
-                let result = issuer.place(&mut job);
-                // Nobody listens any more where the load is gone.
-                let _sent = self.done.send(placed(job, result, &issuer.stream));
-            }
+            Hands::Callers(caller) => caller.begin(job),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Hands::Callers(caller) = &mut self.hands
+            && let Some(placed) = caller.finish()
+        {
+            // Nobody listens any more where the load is gone.
+            let _sent = self.done.send(placed);
         }
     }
 
@@ -195,12 +237,6 @@ impl Issuer {
                 break;
             }
         }
-    }
-
-    /// Does a job from begin to end, in the caller's thread.
-    fn place(&mut self, job: &mut Job) -> Result<()> {
-        let _entered = self.gpu.enter()?;
-        self.issue_caught(job)?.done.synchronize()
     }
 
     fn issue_caught(&mut self, job: &mut Job) -> Result<Marks> {
