@@ -11,6 +11,7 @@ mod pinned;
 #[cfg(test)]
 pub(crate) mod probe;
 pub(crate) mod stream;
+mod tables;
 
 pub(crate) use memory::CudaBuffer;
 pub(crate) use pinned::Pin;
