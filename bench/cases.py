@@ -31,7 +31,8 @@ class Row:
         says: What it times, in words.
         action: The loaders' method.
         ours: The loader judged.
-        others: Those it is compared with; the one with the lowest median is the reference.
+        others: Those it is compared with; the one with the lowest median is the reference, or where
+            they are bounds, the one with the highest.
         files: As ``models.files`` calls them; with a consumer, its name.
         cache: For each process of a sample: "cold", "warm", or "left" as the last one left it.
         blocks: Samples of each loader.
@@ -44,6 +45,7 @@ class Row:
         throttled: Whether the files come no faster than ``bench/throttle.c`` lets them.
         consumer: The library whose call is timed, a name in ``CONSUMERS``, if it is not the loader.
         device: Where that library shall put the tensors.
+        bounds: Whether no loader can be faster than any one of the others.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Row:
     throttled: bool = False
     consumer: str | None = None
     device: str = "cpu"
+    bounds: bool = False
 
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)

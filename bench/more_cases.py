@@ -85,12 +85,13 @@ def _to_gpu(kind: str, says: str) -> Row:
 
 VERIFY = Row(
     name="verify",
-    says="SHA-256 of every byte, cold, against digests of bytes in memory on all processors",
+    says="SHA-256 of every byte, cold, against raw reads and digests of memory on all processors",
     action="digest",
-    others=("sha256",),
+    others=("null-2", "sha256"),
+    bounds=True,
     cache=("cold",),
     ceilings=("disk",),
-    target=Target(1 / 0.9, "90 % of the digest's rate"),
+    target=Target(1 / 0.9, "90 % of the slower one"),
 )
 
 

@@ -83,7 +83,7 @@ class Result:
         row: The row.
         file_bytes: The size of its files.
         loaders: Where the samples of each loader lie.
-        ratio: Ours against the fastest of the others; None where there is nothing to compare.
+        ratio: Ours against the fastest of the others, or the slowest of bounds; None where there is nothing to compare.
         reached: None where there is no target, nothing to compare, or a doubt.
         doubt: Why nothing is said: too much noise, or too few blocks for the target.
         impossible: The loaders above the row's ceiling.
@@ -163,7 +163,8 @@ def _ratio(row: Row, samples: Samples) -> Ratio | None:
     others = [name for name in row.others if name in medians]
     if row.ours not in medians or not others:
         return None
-    reference = min(others, key=medians.__getitem__)
+    decides = max if row.bounds else min
+    reference = decides(others, key=medians.__getitem__)
     ratios = paired_ratios(samples[row.ours], samples[reference])
     return Ratio(reference, float(np.median(ratios)), *median_interval(ratios))
 

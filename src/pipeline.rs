@@ -127,9 +127,12 @@ impl Load<'_, '_> {
             let next = wait_for(SIGNAL_INTERVAL, |wakes| {
                 self.to.device.add_to(wakes);
                 self.reader.add_to(wakes);
-                let news = held_back && self.caller.has_news(wakes);
+                let mut news = held_back && self.caller.has_news(wakes);
+                let with_source = self.reader.with_source();
                 // What was read first: a device without threads waits here for its copies.
                 let completed = self.reader.poll().map(Next::Completed);
+                // What is being made something of leaves room with the source already.
+                news |= self.reader.with_source() < with_source;
                 completed
                     .or_else(|| self.to.device.poll().map(Next::Placed))
                     .or_else(|| news.then_some(Next::News))
@@ -158,7 +161,7 @@ impl Load<'_, '_> {
     /// caller who does not.
     fn submit(&mut self, progress: &mut Progress) -> bool {
         while let Some(read) = self.plan.reads.get(progress.next_read) {
-            if self.reader.is_full() || self.reader.in_flight() >= self.lease.slots_to_read() {
+            if self.reader.is_full() || self.reader.with_source() >= self.lease.slots_to_read() {
                 return false;
             }
             let Some(slot) = self.lease.take() else { return false };

@@ -64,7 +64,7 @@ impl<T> Receiver<T> {
         self.values.try_recv().ok()
     }
 
-    /// Adds what tells that there may be a value; for who takes values until there is none.
+    /// Adds what tells that there may be a value; for who takes values, after this, until there is none.
     pub(crate) fn add_to(&self, wakes: &mut Wakes) {
         match &self.bell {
             Some(bell) => wakes.add(bell.as_raw_fd()),

@@ -249,9 +249,8 @@ impl Reader for ChoosingReader {
     }
 
     fn add_to(&self, wakes: &mut Wakes) {
-        if self.pread.in_flight() > 0 {
-            self.pread.add_to(wakes);
-        }
+        // Also while nothing is in flight there: the look that comes with this may try a read again.
+        self.pread.add_to(wakes);
         if let Uring::Ready(uring) = &self.uring {
             uring.add_to(wakes);
         }

@@ -181,13 +181,16 @@ impl<H: Hasher> Reader for DigestingReader<'_, H> {
 
     fn add_to(&self, wakes: &mut Wakes) {
         self.inner.add_to(wakes);
-        if self.passing > 0 {
-            self.passed.1.add_to(wakes);
-        }
+        // Also while nothing passes: the look that comes with this may begin it.
+        self.passed.1.add_to(wakes);
     }
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight() + self.early.len() + self.passing
+    }
+
+    fn with_source(&self) -> usize {
+        self.inner.in_flight()
     }
 
     fn is_full(&self) -> bool {

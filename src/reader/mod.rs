@@ -57,6 +57,11 @@ pub(crate) trait Reader {
     /// Reads begun and not given back.
     fn in_flight(&self) -> usize;
 
+    /// Of these, those that the source has; of the others somebody makes something.
+    fn with_source(&self) -> usize {
+        self.in_flight()
+    }
+
     /// Whether another read would only wait for those in flight.
     fn is_full(&self) -> bool {
         false
