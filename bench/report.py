@@ -83,7 +83,8 @@ class Result:
         row: The row.
         file_bytes: The size of its files.
         loaders: Where the samples of each loader lie.
-        ratio: Ours against the fastest of the others, or the slowest of bounds; None where there is nothing to compare.
+        ratio: Ours against the fastest of the others, or the slowest where they are bounds; None
+            where there is nothing to compare.
         reached: None where there is no target, nothing to compare, or a doubt.
         doubt: Why nothing is said: too much noise, or too few blocks for the target.
         impossible: The loaders above the row's ceiling.
