@@ -58,6 +58,7 @@ WIDTH_INCH = 5.0  # 360 points: a point is about a pixel of a narrow screen
 MARGIN_INCH = 0.12
 LOG_SPAN = 20
 TICKS_MAX = 12
+BOX_SAMPLES_MIN = 5  # quartiles of fewer say less than the dots
 NAME_LETTERS_MAX, LANE_LETTERS_MAX = 40, 16
 LINE_STYLES = {"disk": ":", "link": "--", "memory": "-."}
 
@@ -171,7 +172,8 @@ def _loader(axes: Axes, line: int, name: str, recorded: Recorded) -> list[float]
     low, median, high = (
         figures[name] * 1e3 for name in ("lower_quartile", "median", "upper_quartile")
     )
-    axes.barh(line, high - low, 0.26, low, color=color, alpha=0.35)
+    if len(taken) >= BOX_SAMPLES_MIN:
+        axes.barh(line, high - low, 0.26, low, color=color, alpha=0.35)
     axes.plot([median, median], [line - 0.19, line + 0.19], color=color, linewidth=2.2)
     seconds = [sample["seconds"] * 1e3 for sample in taken]
     faces = ["none" if noisy(sample) else color for sample in taken]

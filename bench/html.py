@@ -54,8 +54,8 @@ def verdict(row: Record) -> str:
 
 def results(document: Document) -> str:
     """The figures of all rows."""
-    headings = ["row", "what", "bytes", "ours", "of it weights", "of it the library", "against"]
-    headings += ["ratio of times, 95 % interval", "goal", "blocks", "noisy samples"]
+    headings = ["row", "ours", "ratio of times, 95 % interval", "goal", "against", "what", "bytes"]
+    headings += ["of it weights", "of it the library", "blocks", "noisy samples"]
     return grid(headings, map(cells, document.rows))
 
 
@@ -65,17 +65,20 @@ def cells(recorded: Recorded) -> list[str]:
     definition = row["definition"]
     against = [f"{name}: {wording.time_and_rate(loaders[name])}" for name in recorded.others]
     noisy = {name: one["noisy_samples"] for name, one in loaders.items() if one["noisy_samples"]}
-    facts = [
+    result = [
         row["name"],
-        definition["says"],
-        wording.size(row["file_bytes"]),
         wording.time_and_rate(loaders[definition["ours"]]),
-        *wording.weights_and_rest(row["weights"]),
-        "; ".join(against),
         wording.ratio_of_times(row["ratio"], row["doubt"], recorded.blocks),
     ]
-    noise = ", ".join(f"{name} {count}" for name, count in noisy.items())
-    return [*map(text, facts), verdict(row), str(recorded.blocks), text(noise or "none")]
+    facts = [
+        "; ".join(against),
+        definition["says"],
+        wording.size(row["file_bytes"]),
+        *wording.weights_and_rest(row["weights"]),
+        recorded.blocks,
+        ", ".join(f"{name} {count}" for name, count in noisy.items()) or "none",
+    ]
+    return [*map(text, result), verdict(row), *map(text, facts)]
 
 
 def attention(document: Document) -> str:
@@ -180,7 +183,9 @@ def page(files: Sequence[Path], trace: Path | None = None) -> str:
     Raises:
         ValueError: If a file is not what it should be.
     """
-    sections = [section(file.name, read(file)) for file in files]
+    names = [file.name for file in files]
+    titles = [file.name if names.count(file.name) == 1 else str(file) for file in files]
+    sections = [section(title, read(file)) for title, file in zip(titles, files, strict=True)]
     sections += [trace_section(trace)] if trace else []
     return PAGE.substitute(title=text(TITLE), body="\n".join(sections))
 
