@@ -123,7 +123,8 @@ def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, fl
     ratio, weights = _ratio(row, samples), _weights(row, samples, file_bytes, ceilings)
     fastest = {name: file_bytes / spread.minimum for name, spread in loaders.items()}
     bound = min((ceilings[name] for name in row.ceilings if name in ceilings), default=float("inf"))
-    bound = max([bound, *(rate for name, rate in fastest.items() if name in CEILINGS)])
+    reached_by_others = [rate for name, rate in fastest.items() if name in CEILINGS]
+    bound = min(reached_by_others) if row.bounds else max([bound, *reached_by_others])
     impossible = [name for name, rate in fastest.items() if rate > bound * CEILING_MARGIN]
     doubt = _doubt(row, samples, ratio)
     reached = None if doubt else _reached(row, ratio, weights)
@@ -162,7 +163,8 @@ def _ratio(row: Row, samples: Samples) -> Ratio | None:
         for name, taken in samples.items()
     }
     others = [name for name in row.others if name in medians]
-    if row.ours not in medians or not others:
+    lacking = row.bounds and len(others) < len(row.others)  # one of them might be the slower
+    if row.ours not in medians or not others or lacking:
         return None
     decides = max if row.bounds else min
     reference = decides(others, key=medians.__getitem__)

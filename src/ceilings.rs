@@ -142,7 +142,7 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
     };
     let inner: Box<dyn Reader> = match uring {
         Some(reader) => Box::new(reader),
-        None => Box::new(DirectPread(PreadReader::new(Arc::clone(sources), requests.len() > 1))),
+        None => Box::new(DirectPread(PreadReader::new(Arc::clone(sources), requests.len()))),
     };
     let mut reader = DeepReader { inner, depth: Depth::new(), begun: HashMap::new() };
     let mut slots = new_slots(slots)?;
@@ -158,7 +158,7 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
 fn page_cache(sources: &Sources) -> Result<f64> {
     let (chunk_bytes, slots) = sizes(true, total_bytes(sources));
     let requests = requests(sources, chunk_bytes);
-    let mut reader = PreadReader::new(Arc::clone(sources), requests.len() > 1);
+    let mut reader = PreadReader::new(Arc::clone(sources), requests.len());
     let mut slots = new_slots(slots)?;
     let first = Round::read(&mut reader, sources, &requests, &mut slots)?;
     let again = Round::read(&mut reader, sources, &requests[..first.moves], &mut slots)?;

@@ -171,10 +171,9 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Processors this process may use. Looked up once: that reads a dozen files of the kernel's.
+/// Processors this thread may use. To tell them, a dozen files of the kernel's are read.
 pub(crate) fn processors() -> usize {
-    static COUNT: OnceLock<usize> = OnceLock::new();
-    *COUNT.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// Bytes of memory that can be had without swapping, the container's limit counted.

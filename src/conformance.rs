@@ -88,7 +88,7 @@ impl Scene {
         let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
         let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES, u64::MAX);
         let mut recorder = Recorder::new(&self.wanted, faults);
-        let mut lease = ring.lend(SLOTS).unwrap();
+        let mut lease = ring.lend(SLOTS, usize::MAX).unwrap();
         let outcome = Load {
             plan: &plan,
             sources: &self.sources,
@@ -163,15 +163,16 @@ fn faulty(faults: &Arc<Faults>, promised_more: u64) -> Scene {
     scene(contents().into_iter().map(source).collect())
 }
 
-fn outlook() -> Outlook {
-    Outlook { bytes: u64::from(u32::MAX), reads: 100, cached: false }
+/// Of a large load, or of one so small that what is cached is read by its caller.
+fn outlook(small: bool) -> Outlook {
+    Outlook { bytes: if small { 1 << 20 } else { 1 << 32 }, reads: 100 }
 }
 
 /// Every reader that a source can be read by.
 fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
     let never = Faults::never();
-    let choosing = |choice, policy| -> Box<dyn Reader> {
-        Box::new(ChoosingReader::new(Arc::clone(sources), choice, policy, outlook()))
+    let choosing = |choice, policy, small| -> Box<dyn Reader> {
+        Box::new(ChoosingReader::new(Arc::clone(sources), choice, policy, outlook(small)))
     };
     let fake = FakeReader {
         sources: Arc::clone(sources),
@@ -182,7 +183,10 @@ fn readers(sources: &Sources) -> Vec<(String, Box<dyn Reader>)> {
     let mut readers: Vec<(String, Box<dyn Reader>)> = vec![("fake".to_owned(), Box::new(fake))];
     for choice in [ReaderChoice::Uring, ReaderChoice::Pread] {
         for policy in [CachePolicy::Auto, CachePolicy::Keep, CachePolicy::Bypass] {
-            readers.push((format!("{choice:?} {policy:?}"), choosing(choice, policy)));
+            for small in [false, true] {
+                let name = format!("{choice:?} {policy:?}, small: {small}");
+                readers.push((name, choosing(choice, policy, small)));
+            }
         }
     }
     readers
@@ -382,7 +386,7 @@ fn reader_for_sweep(real: bool, sources: &Sources, faults: &Arc<Faults>) -> Box<
     let sources = Arc::clone(sources);
     if real {
         let (choice, policy) = (ReaderChoice::Auto, CachePolicy::Auto);
-        return Box::new(ChoosingReader::new(sources, choice, policy, outlook()));
+        return Box::new(ChoosingReader::new(sources, choice, policy, outlook(false)));
     }
     let faults = Arc::clone(faults);
     Box::new(FakeReader { sources, faults, random: Random(5), held: Vec::new() })

@@ -129,13 +129,12 @@ impl Load<'_, '_> {
                 self.reader.add_to(wakes);
                 let mut news = held_back && self.caller.has_news(wakes);
                 let with_source = self.reader.with_source();
-                // What was read first: a device without threads waits here for its copies.
-                let completed = self.reader.poll().map(Next::Completed);
-                // What is being made something of leaves room with the source already.
+                let placed = self.to.device.poll().map(Next::Placed);
+                let next = placed.or_else(|| self.reader.poll().map(Next::Completed));
+                // The source can have another read while this one is digested.
                 news |= self.reader.with_source() < with_source;
-                completed
-                    .or_else(|| self.to.device.poll().map(Next::Placed))
-                    .or_else(|| news.then_some(Next::News))
+                next.or_else(|| news.then_some(Next::News))
+                    .or_else(|| self.to.device.finish().map(Next::Placed))
             });
             match next {
                 Some(Next::Placed(placed)) => self.placed(progress, placed)?,

@@ -117,8 +117,9 @@ impl Ring {
 
     /// Lends up to `wanted` slots. A load never waits for another: when the ring is exhausted it
     /// gets one slot beyond the limit, which is freed as soon as it comes back. Of what others have
-    /// left it gets no more than half, so that the next one gets something.
-    pub(crate) fn lend(&self, mut wanted: usize) -> io::Result<Lease<'_>> {
+    /// left it gets no more than half, so that the next one gets something. No more are made than it
+    /// has `enough` with.
+    pub(crate) fn lend(&self, mut wanted: usize, enough: usize) -> io::Result<Lease<'_>> {
         let mut free = {
             let mut kept = locked(&self.free);
             let others = self.made.load(Ordering::Relaxed).saturating_sub(kept.len());
@@ -132,7 +133,7 @@ impl Ring {
         }
         let (lent, parked) = (free.len(), Vec::new());
         let mut lease = Lease { ring: self, free, lent, received: lent, parked, making: None };
-        let more = self.reserve(wanted - lent);
+        let more = self.reserve(wanted.min(enough).saturating_sub(lent));
         if more > 0 {
             lease.lent += more; // what a thread does not make is given up with the lease
             lease.making = Some(Making::begin(more, self.slot_bytes, self.makers));
@@ -257,7 +258,7 @@ mod tests {
     fn slots_are_kept_bounded_and_released() {
         let ring = Ring::new(4096, 3, 2);
         {
-            let mut leases: Vec<_> = (0..3).map(|_| ring.lend(2).unwrap()).collect();
+            let mut leases: Vec<_> = (0..3).map(|_| ring.lend(2, usize::MAX).unwrap()).collect();
             let lengths: Vec<usize> = leases.iter_mut().map(super::Lease::complete).collect();
             assert_eq!(lengths, [2, 1, 1]);
             assert_eq!(ring.made(), 4);
@@ -270,7 +271,7 @@ mod tests {
     #[test]
     fn a_lost_slot_is_not_counted_for_ever() {
         let ring = Ring::new(4096, 3, 2);
-        let mut lease = ring.lend(2).unwrap();
+        let mut lease = ring.lend(2, usize::MAX).unwrap();
         assert_eq!(lease.complete(), 2);
         drop(lease.take());
         drop(lease);

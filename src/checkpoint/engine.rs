@@ -95,12 +95,14 @@ pub(crate) fn run_digesting<H: Hasher>(
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let plan = Plan::new(wanted, &source_bytes, chunk_bytes, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
-    // New slots cost as much as the bytes that go through them: a load makes no more than it has bytes.
-    let slots_worth = usize::try_from(bytes.div_ceil(SLOT_BYTES as u64)).unwrap_or(usize::MAX);
-    let slots = slots_max.min(plan.reads.len()).min(slots_worth.max(2));
-    let lease = Ring::of_process().lend(slots);
+    let read_bytes: u64 = plan.reads.iter().map(|read| read.bytes as u64).sum();
+    // Copying bytes into a new slot takes as long as making it: what a cache holds is worth no more of
+    // them than hold it, and two, of which one is filled while the other is emptied.
+    let worth = usize::try_from(read_bytes.div_ceil(SLOT_BYTES as u64)).unwrap_or(usize::MAX);
+    let enough = if cached { worth.max(2) } else { usize::MAX };
+    let lease = Ring::of_process().lend(slots_max.min(plan.reads.len()), enough);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
-    let outlook = Outlook { bytes, reads: plan.reads.len(), cached };
+    let outlook = Outlook { bytes: read_bytes, reads: plan.reads.len() };
     let chooser = ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
     let mut reader = DigestingReader::new(chooser, sources, digests);
     let Destination { device, allocator } = to;
@@ -114,7 +116,7 @@ pub(crate) fn run_digesting<H: Hasher>(
         files,
         tensors,
         bytes,
-        read_bytes: plan.reads.iter().map(|read| read.bytes as u64).sum(),
+        read_bytes,
         seconds: Seconds { plan: planned, load: total - planned, total, ..Seconds::default() },
         busy: timeline.busy(),
         device: device.name(),

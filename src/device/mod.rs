@@ -77,6 +77,11 @@ pub(crate) trait Device {
     /// The next slot that is done, if there is one.
     fn poll(&mut self) -> Option<Placed>;
 
+    /// Waits for a slot where no thread does that would tell of it.
+    fn finish(&mut self) -> Option<Placed> {
+        None
+    }
+
     /// Adds what tells that a slot may be done.
     fn add_to(&self, wakes: &mut Wakes);
 
@@ -114,7 +119,7 @@ pub(crate) struct Destination<'parts> {
 pub(crate) fn wait(device: &mut dyn Device, timeout: Duration) -> Option<Placed> {
     wait_for(timeout, |wakes| {
         device.add_to(wakes);
-        device.poll()
+        device.poll().or_else(|| device.finish())
     })
 }
 

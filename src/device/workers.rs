@@ -81,10 +81,7 @@ impl Device for Workers {
 
     fn poll(&mut self) -> Option<Placed> {
         loop {
-            let placed = self.done.take().or_else(|| {
-                self.all.iter_mut().for_each(|worker| worker.finish());
-                self.done.take()
-            })?;
+            let placed = self.done.take()?;
             match (self.later.remove(&placed.tag), placed) {
                 (Some(later), Placed { tag, slot: Some(slot), result: Ok(()), .. }) => {
                     self.begin(tag, slot, later);
@@ -95,6 +92,11 @@ impl Device for Workers {
                 }
             }
         }
+    }
+
+    fn finish(&mut self) -> Option<Placed> {
+        self.all.iter_mut().for_each(|worker| worker.finish());
+        self.poll()
     }
 
     fn add_to(&self, wakes: &mut Wakes) {

@@ -53,20 +53,28 @@ impl Uring {
     }
 }
 
+/// How a chunk is read.
+enum Way {
+    /// By those who read on this path.
+    By(Path),
+    /// From the page cache, in the thread that asks.
+    Here,
+}
+
 /// What a load is about to do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outlook {
-    /// Bytes wanted in all.
+    /// Bytes to read in all.
     pub(crate) bytes: u64,
     /// Reads planned.
     pub(crate) reads: usize,
-    /// Whether the page cache holds most of it.
-    pub(crate) cached: bool,
 }
 
 /// The reader of every load.
 pub(crate) struct ChoosingReader {
     sources: Arc<[Arc<dyn Source>]>,
+    /// Whether all there is to read is soon copied: threads take as long to start.
+    small: bool,
     pread: PreadReader,
     uring: Uring,
     policy: CachePolicy,
@@ -94,13 +102,11 @@ impl ChoosingReader {
             }
             ReaderChoice::Auto | ReaderChoice::Uring => Uring::Untried,
         };
-        // Starting a thread takes as long as copying 300 KB.
-        let small = outlook.cached && outlook.bytes <= SLOT_BYTES as u64;
-        let threaded = outlook.reads > 1 && !small;
         let (policy, policy_reason) = settle(policy, outlook.bytes);
         Self {
-            pread: PreadReader::new(Arc::clone(&sources), threaded),
+            pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
             sources,
+            small: outlook.bytes <= SLOT_BYTES as u64,
             uring,
             policy,
             policy_reason,
@@ -152,19 +158,22 @@ impl ChoosingReader {
     }
 
     /// The way for one read: a cached chunk is copied from the cache, an uncached one read past it.
-    fn choose(&mut self, request: &Request) -> Path {
+    fn choose(&mut self, request: &Request) -> Way {
         self.tally.bytes += request.bytes as u64;
-        let Some(file) = self.sources[request.shard].local() else { return Path::Buffered };
+        let Some(file) = self.sources[request.shard].local() else {
+            return Way::By(Path::Buffered);
+        };
         if file.is_cached(request.offset..request.offset + request.bytes as u64) == Some(true) {
             self.tally.cached_bytes += request.bytes as u64;
-            return Path::Buffered;
+            return if self.small { Way::Here } else { Way::By(Path::Buffered) };
         }
         let bypass = match self.policy {
             CachePolicy::Keep => false,
             CachePolicy::Bypass => true,
             CachePolicy::Auto => !self.disk_is_slow(),
         };
-        if bypass && file.direct().is_some() { Path::Direct } else { Path::Buffered }
+        let direct = bypass && file.direct().is_some();
+        Way::By(if direct { Path::Direct } else { Path::Buffered })
     }
 
     /// A slow disk makes the cache worth filling: the next load gains more than this one loses.
@@ -198,7 +207,7 @@ impl ChoosingReader {
     }
 
     fn poll_any(&mut self) -> Option<Completion> {
-        let by_thread = if self.pread.in_flight() > 0 { self.pread.poll() } else { None };
+        let by_thread = self.pread.poll();
         let completion = by_thread
             .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
         let Request { tag, bytes, .. } = completion.request;
@@ -229,8 +238,13 @@ fn settle(policy: CachePolicy, bytes: u64) -> (CachePolicy, &'static str) {
 
 impl Reader for ChoosingReader {
     fn submit(&mut self, request: Request, slot: Slot) {
-        let path = self.choose(&request);
-        self.submit_on(path, request, slot);
+        match self.choose(&request) {
+            Way::By(path) => self.submit_on(path, request, slot),
+            Way::Here => {
+                self.tally.buffered = true;
+                self.pread.read_here(request, slot);
+            }
+        }
     }
 
     /// A read that fails is tried once more, through the page cache: direct reads can be refused
@@ -277,4 +291,39 @@ pub(crate) fn is_mostly_cached(file: &LocalFile) -> bool {
     let cached =
         (0..LOOKS).filter(|look| file.is_cached(look * step..(look + 1) * step).unwrap_or(true));
     cached.count() as u64 > LOOKS / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use super::{CachePolicy, ChoosingReader, Outlook};
+    use crate::config::{ReaderChoice, SLOT_BYTES};
+    use crate::device::Slot;
+    use crate::queue::Wakes;
+    use crate::reader::{Reader, Request, wait};
+    use crate::source::Source;
+    use crate::source::memory::MemorySource;
+
+    #[test]
+    fn nothing_wakes_who_waits_for_a_reader_that_has_nothing_left() {
+        let sources: Arc<[Arc<dyn Source>]> = Arc::new([Arc::new(MemorySource(vec![7; 8192]))]);
+        let outlook = Outlook { bytes: 1 << 30, reads: 2 };
+        let (choice, policy) = (ReaderChoice::Auto, CachePolicy::Auto);
+        let mut reader = ChoosingReader::new(sources, choice, policy, outlook);
+        for tag in 0..2 {
+            let request = Request { tag, shard: 0, offset: 4096 * tag as u64, bytes: 4096 };
+            reader.submit(request, Slot::new(SLOT_BYTES).unwrap());
+        }
+        for _ in 0..2 {
+            assert!(wait(&mut reader, Duration::from_secs(10)).is_some());
+        }
+        let (mut wakes, pause) = (Wakes::default(), Duration::from_millis(30));
+        reader.add_to(&mut wakes);
+        assert!(reader.poll().is_none());
+        let began = Instant::now();
+        wakes.wait(pause);
+        assert!(began.elapsed() >= pause);
+    }
 }

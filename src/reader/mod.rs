@@ -57,7 +57,7 @@ pub(crate) trait Reader {
     /// Reads begun and not given back.
     fn in_flight(&self) -> usize;
 
-    /// Of these, those that the source has; of the others somebody makes something.
+    /// Of these, those that the source has not finished; the rest is being digested.
     fn with_source(&self) -> usize {
         self.in_flight()
     }

@@ -39,19 +39,38 @@ pub(crate) struct PreadReader {
     done: Receiver<Completion>,
     done_in: Sender<Completion>,
     threads: Vec<JoinHandle<()>>,
-    threads_max: usize,
+    /// None as long as there was nothing for a thread to do.
+    threads_max: Option<usize>,
+    alone: bool,
+    /// What its caller has read.
+    read: Option<Completion>,
     in_flight: usize,
 }
 
 impl PreadReader {
-    /// A pool, without threads yet; or one whose caller does each read when it begins it.
-    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>, threaded: bool) -> Self {
-        let threads_max = if threaded { processors().clamp(2, READ_THREADS_MAX) } else { 0 };
+    /// A pool for so many reads, without threads yet; a single read is done by its caller.
+    pub(crate) fn new(sources: Arc<[Arc<dyn Source>]>, reads: usize) -> Self {
         let (jobs, jobs_out) = unbounded();
         let (done_in, done) = queue();
-        let threads = Vec::new();
-        let jobs = Some(jobs);
-        Self { sources, jobs, jobs_out, done, done_in, threads, threads_max, in_flight: 0 }
+        Self {
+            sources,
+            jobs: Some(jobs),
+            jobs_out,
+            done,
+            done_in,
+            threads: Vec::new(),
+            threads_max: None,
+            alone: reads <= 1,
+            read: None,
+            in_flight: 0,
+        }
+    }
+
+    /// Reads as the source does, in the caller's thread, what is in memory already.
+    pub(crate) fn read_here(&mut self, request: Request, slot: Slot) {
+        self.in_flight += 1;
+        let job = Job { request, path: Path::Buffered, slot };
+        self.read = Some(carry_out(&self.sources, job));
     }
 
     /// Begins a read on the given path.
@@ -63,7 +82,7 @@ impl PreadReader {
             Some(jobs) if !self.threads.is_empty() => {
                 jobs.send(job).expect("the receiver lives as long as the pool");
             }
-            // Small loads, or a process that may not have another thread.
+            // A single read, or a process that may not have another thread.
             _ => {
                 let completion = carry_out(&self.sources, job);
                 let sent = self.done_in.send(completion);
@@ -78,7 +97,11 @@ impl PreadReader {
     }
 
     fn grow(&mut self) {
-        if self.threads.len() >= self.in_flight.min(self.threads_max) {
+        if self.alone || self.threads.len() >= self.in_flight {
+            return;
+        }
+        let most = || processors().clamp(2, READ_THREADS_MAX);
+        if self.threads.len() >= *self.threads_max.get_or_insert_with(most) {
             return;
         }
         let sources = Arc::clone(&self.sources);
@@ -134,7 +157,7 @@ impl Reader for PreadReader {
     }
 
     fn poll(&mut self) -> Option<Completion> {
-        let completion = self.done.take()?;
+        let completion = self.read.take().or_else(|| self.done.take())?;
         self.in_flight -= 1;
         Some(completion)
     }
@@ -147,9 +170,9 @@ impl Reader for PreadReader {
         self.in_flight
     }
 
-    /// What the caller has read goes to the device before it reads on.
+    /// What its caller has read goes to the device before the next read.
     fn is_full(&self) -> bool {
-        self.threads_max == 0 && self.in_flight > 0
+        self.read.is_some()
     }
 }
 

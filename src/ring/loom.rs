@@ -31,7 +31,7 @@ fn in_every_order(name: &str, preemptions: usize, model: impl Fn() + Sync + Send
 /// Uses a ring as a load does: takes what there is, puts the first of it back, keeps the rest till
 /// the end.
 fn load(ring: &Ring, wanted: usize) {
-    let mut lease = ring.lend(wanted).unwrap();
+    let mut lease = ring.lend(wanted, usize::MAX).unwrap();
     let slot = lease.take().expect("a load never waits for another");
     let more = lease.take();
     lease.put(slot);

@@ -190,8 +190,34 @@ pub(crate) fn drop_cache(file: &File) {
 
 #[cfg(test)]
 mod tests {
-    use super::{move_to_node, processors, stay_on_node};
+    use std::io::Write;
+
+    use super::{
+        cached_pages, drop_cache, expect_random_reads, is_read_at_once, move_to_node, processors,
+        stay_on_node,
+    };
     use crate::config;
+
+    #[test]
+    fn what_is_cached_is_read_at_once_and_the_rest_is_not() {
+        // On the disk the project lies on: a temporary folder may be memory.
+        let mut file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.write_all(&vec![7; 1 << 20]).unwrap();
+        file.sync_all().unwrap();
+        expect_random_reads(&file).unwrap();
+        let Some(at_once) = is_read_at_once(&file, 5000) else {
+            return; // the file system has no reads that do not wait
+        };
+        assert!(at_once);
+        drop_cache(&file);
+        assert_eq!(cached_pages(&file, 0, 1 << 20), Some(0));
+        assert_eq!(is_read_at_once(&file, 700_000), Some(false));
+        assert_eq!(
+            is_read_at_once(&file, 100_000),
+            Some(false),
+            "the look read more than its page"
+        );
+    }
 
     #[test]
     fn lists_of_processors() {

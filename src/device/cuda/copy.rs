@@ -47,7 +47,7 @@ enum Hands {
     /// A thread that begins copies, and one that waits for them.
     Threads(Option<channel::Sender<Job>>, Vec<JoinHandle<()>>),
     /// The caller's.
-    Callers(Box<Caller>),
+    None(Box<Inline>),
 }
 
 impl CudaWorker {
@@ -89,7 +89,7 @@ impl CudaWorker {
         let (events_in, events) = unbounded();
         let waiter = Waiter { stream: Arc::clone(stream), events: events_in };
         let issuer = Issuer::new(stream, None, events);
-        let hands = Hands::Callers(Box::new(Caller { issuer, waiter, begun: VecDeque::new() }));
+        let hands = Hands::None(Box::new(Inline { issuer, waiter, begun: VecDeque::new() }));
         Self { hands, done: done.clone(), ordinal: stream.gpu().ordinal() }
     }
 }
@@ -99,15 +99,15 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     thread.map_err(|error| Error::Internal(format!("no thread for {name}: {error}")))
 }
 
-/// A caller that begins copies and waits for them itself.
-struct Caller {
+/// What a caller does itself: it begins copies, and waits for them when it has nothing else to do.
+struct Inline {
     issuer: Issuer,
     waiter: Waiter,
     /// What it has begun and not waited for.
     begun: VecDeque<Begun>,
 }
 
-impl Caller {
+impl Inline {
     fn begin(&mut self, mut job: Job) {
         let entered = self.issuer.gpu.enter();
         let marks = entered.and_then(|_entered| self.issuer.issue_caught(&mut job));
@@ -122,7 +122,7 @@ impl Caller {
     }
 }
 
-impl Drop for Caller {
+impl Drop for Inline {
     fn drop(&mut self) {
         while self.finish().is_some() {}
     }
@@ -167,13 +167,13 @@ impl Worker for CudaWorker {
                     jobs.send(job).expect("the issuer outlives the worker");
                 }
             }
-            Hands::Callers(caller) => caller.begin(job),
+            Hands::None(inline) => inline.begin(job),
         }
     }
 
     fn finish(&mut self) {
-        if let Hands::Callers(caller) = &mut self.hands
-            && let Some(placed) = caller.finish()
+        if let Hands::None(inline) = &mut self.hands
+            && let Some(placed) = inline.finish()
         {
             // Nobody listens any more where the load is gone.
             let _sent = self.done.send(placed);
@@ -187,7 +187,7 @@ impl Worker for CudaWorker {
     fn threads(&self) -> usize {
         match &self.hands {
             Hands::Threads(_, threads) => threads.len(),
-            Hands::Callers(_) => 0,
+            Hands::None(_) => 0,
         }
     }
 
