@@ -125,7 +125,8 @@ def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, fl
     bound = min((ceilings[name] for name in row.ceilings if name in ceilings), default=float("inf"))
     reached_by_others = [rate for name, rate in fastest.items() if name in CEILINGS]
     bound = min(reached_by_others) if row.bounds else max([bound, *reached_by_others])
-    impossible = [name for name, rate in fastest.items() if rate > bound * CEILING_MARGIN]
+    judged = {row.ours} if row.bounds else fastest.keys()
+    impossible = [name for name in judged if fastest.get(name, 0) > bound * CEILING_MARGIN]
     doubt = _doubt(row, samples, ratio)
     reached = None if doubt else _reached(row, ratio, weights)
     if reached and impossible:

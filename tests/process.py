@@ -81,7 +81,7 @@ def allocated_bytes() -> int:
 
 
 def give_back_freed() -> None:
-    """Makes malloc give what was freed back to the system; else its next tensor grows nothing."""
+    """Makes malloc give back what was freed: of a tensor cut from that no process grows."""
     ctypes.CDLL(None).malloc_trim(0)
 
 

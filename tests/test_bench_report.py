@@ -52,6 +52,28 @@ def result(name: str = "cold", says: str = "a load", foreign: float = 0.0) -> Re
     return evaluate(row, samples, 4_000_000_000, {"disk": 5e9})
 
 
+def against_bounds(**seconds: float) -> Result:
+    """A row whose others bound it, by the seconds that each loader takes."""
+    target = Target(1.25, "80 % of the slower one")
+    others = ("null-2", "sha256")
+    row = Row("verify", "a digest", "digest", others=others, bounds=True, target=target)
+    sample = {"foreign_cores": 0.0, "processes": [{}]}
+    samples: Samples = {
+        name.replace("_", "-"): [{"seconds": taken, **sample}] * 7
+        for name, taken in seconds.items()
+    }
+    return evaluate(row, samples, 4_000_000_000, {})
+
+
+def test_the_slowest_of_bounds_is_the_reference_and_none_may_be_missing() -> None:
+    one = against_bounds(ours=2.0, null_2=1.8, sha256=1.0)
+    assert one.ratio is not None
+    assert (one.ratio.reference, one.reached, one.impossible) == ("null-2", True, [])
+    assert against_bounds(ours=2.0, sha256=1.0).ratio is None
+    faster = against_bounds(ours=1.5, null_2=1.8, sha256=1.0)
+    assert (faster.reached, faster.impossible) == (False, ["ours"])
+
+
 def written(path: Path, *results: Result, resume: bool = False) -> Path:
     with records.opened(path, resume=resume) as file:
         records.append(file, [RUN])

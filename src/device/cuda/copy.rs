@@ -1,5 +1,5 @@
-//! Slots to device memory. One thread gives the driver its work, another waits for it to be done;
-//! the caller's thread never has another current device than before.
+//! Slots to device memory. One thread gives the driver its work, another waits for it to be done; of
+//! a single small tensor the caller does both. Its thread never has another current device than before.
 #![expect(unsafe_code, reason = "copies run on after the call that begins them")]
 
 use std::cell::OnceCell;
