@@ -2,7 +2,8 @@
 
 Each block asks ``doctor`` once, and loads the checkpoint by the engine in two fresh processes, cold
 and warm. Leaves with 1 where the medians are further apart than a quarter. For the simulated GPU:
-``SIMCUDA_H2D_GBPS=2 SIMCUDA_POISON=0 ci/sim .venv/bin/python -m bench.predicted --device cuda:0``.
+``SIMCUDA_H2D_GBPS=2 SIMCUDA_POISON=0 SIMCUDA_MEM=17179869184 ci/sim .venv/bin/python -m
+bench.predicted --device cuda:0``.
 """
 
 from __future__ import annotations
