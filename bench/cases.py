@@ -317,7 +317,7 @@ def _consumer(name: str, device: str, cache: str) -> Row:
         action="load",
         files=name,
         cache=(cache,),
-        blocks=5 if on_gpu else 30 if name == "dcp" else 15,  # a fifth of a second scatters
+        blocks=5 if on_gpu else 30 if name == "dcp" else 15,  # short calls scatter
         ceilings=("link", "disk") if cold else ("link",) if on_gpu else (),
         target=WEIGHTS_AT_90 if cold else NEVER_SLOWER,
         consumer=name,

@@ -124,7 +124,7 @@ def evaluate(row: Row, samples: Samples, file_bytes: int, ceilings: dict[str, fl
     fastest = {name: file_bytes / spread.minimum for name, spread in loaders.items()}
     bound = min((ceilings[name] for name in row.ceilings if name in ceilings), default=float("inf"))
     reached_by_others = [rate for name, rate in fastest.items() if name in CEILINGS]
-    bound = min(reached_by_others) if row.bounds else max([bound, *reached_by_others])
+    bound = min([bound, *reached_by_others]) if row.bounds else max([bound, *reached_by_others])
     judged = {row.ours} if row.bounds else fastest.keys()
     impossible = [name for name in judged if fastest.get(name, 0) > bound * CEILING_MARGIN]
     doubt = _doubt(row, samples, ratio)
