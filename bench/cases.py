@@ -46,6 +46,8 @@ class Row:
         consumer: The library whose call is timed, a name in ``CONSUMERS``, if it is not the loader.
         device: Where that library shall put the tensors.
         bounds: Whether no loader can be faster than any one of the others.
+        network: What kind of network the files come over, as ``network.serving`` calls it, if any.
+        counts: What of a process is compared: its "seconds", or "cpu_seconds".
     """
 
     name: str
@@ -65,6 +67,8 @@ class Row:
     consumer: str | None = None
     device: str = "cpu"
     bounds: bool = False
+    network: str | None = None
+    counts: str = "seconds"
 
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)

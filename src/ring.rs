@@ -19,7 +19,8 @@ use std::{
 };
 
 use crate::config::{
-    RING_SLOTS_MAX, SLOT_BYTES, SLOT_MAKERS_MAX, SLOTS_MIN, UNPINNED_SLOTS_MAX, processors,
+    FAR_SLOTS_MAX, RING_SLOTS_MAX, SLOT_BYTES, SLOT_MAKERS_MAX, SLOTS_MIN, UNPINNED_SLOTS_MAX,
+    processors,
 };
 use crate::device::Slot;
 
@@ -169,7 +170,7 @@ impl Ring {
     }
 
     fn give_back(&self, slot: Slot) {
-        if slot.pinned().is_refused() || self.made.load(Ordering::Relaxed) > self.slots_max {
+        if !slot.pinned().may_be() || self.made.load(Ordering::Relaxed) > self.slots_max {
             self.made.fetch_sub(1, Ordering::Relaxed);
         } else {
             locked(&self.free).push(slot);
@@ -186,6 +187,25 @@ impl Lease<'_> {
         let made = locked(&self.making.as_ref()?.slots).pop()?;
         self.received += 1;
         Some(made)
+    }
+
+    /// The same, or a new one as long as there are fewer than the load has use for. What goes beyond the
+    /// ring's limit is never pinned, and freed with the lease.
+    pub(crate) fn take_or_make(&mut self, worth: usize) -> Option<Slot> {
+        if let Some(slot) = self.take() {
+            return Some(slot);
+        }
+        let made = self.ring.made.load(Ordering::Relaxed);
+        if self.lent >= worth || made >= self.ring.slots_max.max(FAR_SLOTS_MAX) {
+            return None;
+        }
+        // Fewer slots will do where there is no memory.
+        let new = if made < self.ring.slots_max { Slot::new } else { Slot::never_pinned };
+        let slot = new(self.ring.slot_bytes).ok()?;
+        self.ring.made.fetch_add(1, Ordering::Relaxed);
+        self.lent += 1;
+        self.received += 1;
+        Some(slot)
     }
 
     /// A slot that was taken comes back. Of slots that could not be pinned only a pair is kept: what
@@ -208,10 +228,12 @@ impl Lease<'_> {
         self.lent
     }
 
-    /// How many slots may be with the reader: the others keep the device busy until a read ends. A disk
-    /// that shares itself out among many reads ends them all late, and at the same time.
-    pub(crate) fn slots_to_read(&self) -> usize {
-        self.lent - self.lent / 4
+    /// How many slots may be with the reader, which has use for so many if not for more: the others keep
+    /// the device busy until a read ends. A disk that shares itself out among many reads ends them all
+    /// late, and at the same time.
+    pub(crate) fn slots_to_read(&self, worth: usize) -> usize {
+        let slots = self.lent.max(worth);
+        slots - slots / 4
     }
 
     /// Bytes in this lease.

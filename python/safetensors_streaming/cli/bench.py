@@ -70,7 +70,7 @@ def bench(
     files = _native.describe(paths_of(path))
     total = sum(file[1] for file in files)
     target = "cpu" if ordinal is None else f"cuda:{ordinal}"
-    paths = [str(file[0]) for file in files]
+    paths = [file[0] for file in files]
     loads = len(STATES) * len(LOADERS) * blocks
     with tqdm(total=loads, desc="loads", leave=False, disable=None) as bar:  # None: a terminal's
         rows = compare(paths, target, blocks, timeout, bar.update)

@@ -1,0 +1,106 @@
+"""The networks of the rows of remote files: loopback as it is, and one that is slow and far away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from bench.servers import BUCKET, MissingError, free_port, nginx, seaweed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+#: The address of the folder that holds the files, for the loaders.
+BASE = "BENCH_REMOTE_BASE"
+#: The same for those that speak S3 alone.
+S3_BASE = "BENCH_REMOTE_S3_BASE"
+
+RATE_BYTES_PER_SECOND = 200e6
+DELAY_S = 0.08
+_SPACE, _OUTSIDE, _INSIDE = "sst-bench", "10.213.77.1", "10.213.77.2"
+
+
+_WITHIN = ("ip", "netns", "exec", _SPACE)
+#: A server that runs there.
+_THERE: dict[str, Any] = {"host": _INSIDE, "within": _WITHIN}
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)  # noqa: S603, S607
+
+
+@contextmanager
+def far_away() -> Iterator[None]:
+    """A network of its own, with what can be sent to it from inside shaped to a rate.
+
+    Raises:
+        MissingError: If this machine does not let us make one.
+    """
+    if os.geteuid() != 0 or not shutil.which("tc"):
+        raise MissingError("a network of its own takes root, and ip and tc (iproute2)")
+    subprocess.run(["ip", "netns", "delete", _SPACE], check=False, capture_output=True)  # noqa: S603, S607
+    _ip("netns", "add", _SPACE)
+    try:
+        _ip("link", "add", "sst0", "type", "veth", "peer", "name", "sst1", "netns", _SPACE)
+        _ip("addr", "add", f"{_OUTSIDE}/24", "dev", "sst0")
+        _ip("link", "set", "sst0", "up")
+        for words in (("addr", "add", f"{_INSIDE}/24", "dev", "sst1"), ("link", "set", "sst1", "up"),
+                      ("link", "set", "lo", "up")):  # fmt: skip
+            _ip("-n", _SPACE, *words)
+        rate = f"{RATE_BYTES_PER_SECOND * 8 / 1e6:.0f}mbit"
+        shape = ["tc", "-n", _SPACE, "qdisc", "add", "dev", "sst1", "root", "tbf"]
+        subprocess.run([*shape, "rate", rate, "burst", "1mb", "latency", "100ms"], check=True)  # noqa: S603
+        yield
+    finally:
+        _ip("netns", "delete", _SPACE)
+
+
+@contextmanager
+def _delayed(to: int) -> Iterator[int]:
+    """The port of a proxy in that network, in front of another."""
+    port = free_port()
+    words = [*_WITHIN, sys.executable, "-m", "bench.delay", _INSIDE]
+    proxy = subprocess.Popen([*words, str(port), str(to), str(DELAY_S)])  # noqa: S603
+    try:
+        yield port
+    finally:
+        proxy.kill()
+        proxy.wait()
+
+
+@contextmanager
+def serving(network: str, files: Sequence[Path]) -> Iterator[dict[str, str]]:
+    """Serves files; what the loaders' environment says of where.
+
+    Args:
+        network: "loopback", or "far": shaped, and every first byte late.
+        files: All of one folder.
+
+    Raises:
+        MissingError: If a server is not installed, or such a network cannot be made here.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        if network == "loopback":
+            web = stack.enter_context(nginx(folder / "nginx", files[0].parent))
+            yield {BASE: web.url("")}
+            return
+        stack.enter_context(far_away())
+        web = stack.enter_context(nginx(folder / "nginx", files[0].parent, **_THERE))
+        store = stack.enter_context(seaweed(folder / "seaweed", **_THERE))
+        port = stack.enter_context(_delayed(web.port))
+        s3_port = stack.enter_context(_delayed(store.port))
+        for file in files:
+            store.client.upload_file(str(file), BUCKET, file.name)
+        yield {
+            **store.variables(),
+            "AWS_ENDPOINT_URL": f"http://{_INSIDE}:{s3_port}",
+            BASE: f"http://{_INSIDE}:{port}/",
+            S3_BASE: f"s3://{BUCKET}/",
+        }

@@ -1,0 +1,163 @@
+"""Loaders of files on a server: ours, and what people do otherwise."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from bench.cuda_loaders import Placed
+from bench.network import BASE, RATE_BYTES_PER_SECOND, S3_BASE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+#: What curl asks for at once, and how much in one range.
+CURL_RANGES = 8
+RANGE_BYTES = 8 << 20
+
+
+def addresses(paths: Sequence[Path], base: str = BASE) -> list[str]:
+    """Where the server has the files."""
+    return [os.environ[base] + path.name for path in paths]
+
+
+class OursRemote(Placed):
+    """This project's package."""
+
+    def __init__(self, device: str = "cpu", base: str = BASE) -> None:
+        """Imports it."""
+        super().__init__(device)
+        self._package = import_module("safetensors_streaming")
+        self._base = base
+
+    def engine(self, paths: Sequence[Path]) -> int:
+        """Reads every byte through the engine's ring."""
+        located = import_module("safetensors_streaming._addresses").located
+        native = import_module("safetensors_streaming._native")
+        files = [located(address) for address in addresses(paths, self._base)]
+        total: int = native.read_through(files).bytes
+        return total
+
+    def load(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Loads all files by one plan."""
+        tensors: dict[str, Tensor] = self._package.load_checkpoint(
+            addresses(paths, self._base), self.device
+        )
+        self.done()
+        return tensors
+
+    load_cuda = load
+
+
+class OursRemoteDropped(OursRemote):
+    """The same, which drops what would go to a GPU."""
+
+    def load_cuda(self, paths: Sequence[Path]) -> None:  # type: ignore[override]
+        """Reads every byte through the engine's ring."""
+        self.engine(paths)
+
+
+class Curl:
+    """curl, which drops what it gets."""
+
+    def __init__(self, ranges: int) -> None:
+        """Remembers how many ranges are under way at once."""
+        self._ranges = ranges
+
+    def engine(self, paths: Sequence[Path]) -> int:
+        """Gets every byte, range by range."""
+        self.get(paths, lambda _path: "/dev/null")
+        return sum(path.stat().st_size for path in paths)
+
+    def get(self, paths: Sequence[Path], output: Any) -> None:  # noqa: ANN401 - path to name
+        """Gets the files; several ranges of one file go to places that only curl knows."""
+        lines = []
+        for path, address in zip(paths, addresses(paths), strict=True):
+            size = path.stat().st_size
+            for begin in range(0, size, RANGE_BYTES if self._ranges > 1 else size):
+                end = min(begin + (RANGE_BYTES if self._ranges > 1 else size), size) - 1
+                lines += [f'url = "{address}"', f'range = "{begin}-{end}"', f'output = "{output(path)}"']
+        parallel = ["--parallel", "--parallel-max", str(self._ranges)] if self._ranges > 1 else []
+        command = ["curl", "--silent", "--show-error", "--fail", *parallel, "--config", "-"]
+        subprocess.run(command, input="\n".join(lines), text=True, check=True)  # noqa: S603
+
+
+class OneConnection(Placed):
+    """One connection that gets one file after the other into memory: `urllib.request`, then stock."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Imports what it needs."""
+        super().__init__(device)
+        self._open = import_module("urllib.request").urlopen
+        self._load = import_module("safetensors.torch").load
+
+    def load(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Gets each file whole, then makes tensors of it."""
+        tensors: dict[str, Tensor] = {}
+        for address in addresses(paths):
+            with self._open(address) as answer:
+                loaded = self._load(answer.read())
+            tensors |= {name: tensor.to(self.device) for name, tensor in loaded.items()}
+        self.done()
+        return tensors
+
+    load_cuda = load
+
+
+class Download(Placed):
+    """curl, eight files at once, to the disk; then stock's ``load_file``."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Imports stock."""
+        super().__init__(device)
+        self._load_file = import_module("safetensors.torch").load_file
+
+    def load(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Gets all files, then loads them."""
+        tensors: dict[str, Tensor] = {}
+        with TemporaryDirectory(dir=paths[0].parent) as folder:
+            words = [word for address in addresses(paths) for word in ("--remote-name", address)]
+            command = ["curl", "--silent", "--show-error", "--fail", "--parallel", *words]
+            subprocess.run(command, cwd=folder, check=True)  # noqa: S603
+            for path in paths:
+                tensors |= self._load_file(Path(folder) / path.name, device=self.device)
+        self.done()
+        return tensors
+
+    load_cuda = load
+
+
+class RunAiS3(Placed):
+    """Run:ai's model streamer, from S3."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        """Imports the package."""
+        super().__init__(device)
+        self._streamer = import_module("runai_model_streamer").SafetensorsStreamer
+
+    def load(self, paths: Sequence[Path]) -> dict[str, Tensor]:
+        """Streams all files; what it yields is copied, because it lends its buffer."""
+        with self._streamer() as streamer:
+            streamer.stream_files(addresses(paths, S3_BASE), device=self.device)
+            tensors = {name: tensor.clone() for name, tensor in streamer.get_tensors()}
+        self.done()
+        return tensors
+
+    load_cuda = load
+
+
+class Clock:
+    """A loader that takes just the time that the shaped network has to take."""
+
+    def engine(self, paths: Sequence[Path]) -> int:
+        """Waits."""
+        size = sum(path.stat().st_size for path in paths)
+        time.sleep(size / RATE_BYTES_PER_SECOND)
+        return size
