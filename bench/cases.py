@@ -310,6 +310,8 @@ CALLS = {
     "peft": "PeftModel.from_pretrained",
     "dcp": "torch.distributed.checkpoint.load",
 }
+#: Of short calls, or of much besides loading: their times scatter.
+SCATTERED = ("dcp", "peft")
 
 
 def _consumer(name: str, device: str, cache: str) -> Row:
@@ -321,7 +323,7 @@ def _consumer(name: str, device: str, cache: str) -> Row:
         action="load",
         files=name,
         cache=(cache,),
-        blocks=5 if on_gpu else 30 if name == "dcp" else 15,  # short calls scatter
+        blocks=9 if on_gpu and name not in SCATTERED else 30 if name in SCATTERED else 15,
         ceilings=("link", "disk") if cold else ("link",) if on_gpu else (),
         target=WEIGHTS_AT_90 if cold else NEVER_SLOWER,
         consumer=name,
