@@ -20,8 +20,8 @@ from bench.more_cases import MORE_CPU_ROWS, MORE_SIM_ROWS
 from bench.null_reader import memory_rate
 from bench.remote_cases import REMOTE_ROWS
 from bench.report import Result, evaluate, lines, table
-from bench.servers import MissingError
 from bench.sampling import LINK_GBPS, ROOT, run, run_row, say, total_bytes
+from bench.servers import MissingError
 
 if TYPE_CHECKING:
     from bench.sampling import Taken

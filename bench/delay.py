@@ -1,7 +1,7 @@
-"""A proxy that holds the first byte of every answer back: ``python -m bench.delay HOST PORT TO SECONDS``.
+"""Holds the first byte of every answer back: ``python -m bench.delay HOST PORT TO SECONDS``.
 
-The kernels of many machines have no netem; this stands for the way to a server far away. It forwards
-what it gets as it is, and takes whatever a client sends for a request.
+The kernels of many machines have no netem; this proxy stands for the way to a server far away. It
+forwards what it gets as it is, and takes whatever a client sends for a request.
 """
 
 from __future__ import annotations

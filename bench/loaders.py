@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench import cuda_loaders, handles, peers, remote_loaders
 from bench.consumers import CONSUMERS, Patched
+from bench.network import S3_BASE
 from bench.null_loaders import Reading, Slowed
 from bench.null_reader import NullDigest, NullReader, NullSource
 
@@ -143,7 +144,7 @@ LOADERS = {
     ),
     "ours-remote": Loader("safetensors_streaming", remote_loaders.OursRemote),
     "ours-remote-s3": Loader(
-        "safetensors_streaming", partial(remote_loaders.OursRemote, base=remote_loaders.S3_BASE)
+        "safetensors_streaming", partial(remote_loaders.OursRemote, base=S3_BASE)
     ),
     "ours-remote-cuda": Loader(
         "safetensors_streaming", partial(remote_loaders.OursRemote, cuda_loaders.DEVICE)

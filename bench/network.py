@@ -1,4 +1,4 @@
-"""The networks of the rows of remote files: loopback as it is, and one that is slow and far away."""
+"""The networks of the rows of remote files: loopback, and one that is slow and far away."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def far_away() -> Iterator[None]:
         _ip("link", "add", "sst0", "type", "veth", "peer", "name", "sst1", "netns", _SPACE)
         _ip("addr", "add", f"{_OUTSIDE}/24", "dev", "sst0")
         _ip("link", "set", "sst0", "up")
-        for words in (("addr", "add", f"{_INSIDE}/24", "dev", "sst1"), ("link", "set", "sst1", "up"),
-                      ("link", "set", "lo", "up")):  # fmt: skip
-            _ip("-n", _SPACE, *words)
+        _ip("-n", _SPACE, "addr", "add", f"{_INSIDE}/24", "dev", "sst1")
+        _ip("-n", _SPACE, "link", "set", "sst1", "up")
+        _ip("-n", _SPACE, "link", "set", "lo", "up")
         rate = f"{RATE_BYTES_PER_SECOND * 8 / 1e6:.0f}mbit"
         shape = ["tc", "-n", _SPACE, "qdisc", "add", "dev", "sst1", "root", "tbf"]
         subprocess.run([*shape, "rate", rate, "burst", "1mb", "latency", "100ms"], check=True)  # noqa: S603
@@ -75,16 +75,19 @@ def _delayed(to: int) -> Iterator[int]:
 
 
 @contextmanager
-def serving(network: str, files: Sequence[Path]) -> Iterator[dict[str, str]]:
+def serving(network: str | None, files: Sequence[Path]) -> Iterator[dict[str, str]]:
     """Serves files; what the loaders' environment says of where.
 
     Args:
-        network: "loopback", or "far": shaped, and every first byte late.
+        network: "loopback"; "far": shaped, and every first byte late; or None for no server at all.
         files: All of one folder.
 
     Raises:
         MissingError: If a server is not installed, or such a network cannot be made here.
     """
+    if network is None:
+        yield {}
+        return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         if network == "loopback":

@@ -60,7 +60,7 @@ REMOTE_ROWS = (
     ),
     Row(
         name="remote-link",
-        says="all shards from nginx on loopback to the GPU, against the link and what drops the bytes",
+        says="all shards from nginx on loopback to the GPU, against the link and the network alone",
         action="load_cuda",
         ours="ours-remote-cuda",
         others=("link", "ours-remote-dropped"),

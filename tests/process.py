@@ -36,7 +36,7 @@ def threads() -> list[str]:
 
 
 def busy() -> list[str]:
-    """Threads of loads; those that read ahead of a mapping are none, nor those of the network, which stay."""
+    """Threads of loads; neither those that read ahead of a mapping, nor the network's."""
     return [name for name in threads() if not name.startswith(("sst-ahead", "sst-network"))]
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from bench.servers import BUCKET, SECRET, MissingError, Nginx, Seaweed
 from bench.servers import nginx as real_nginx
 from bench.servers import seaweed as real_seaweed

@@ -1,7 +1,9 @@
-"""Files on a web server: right or a typed error, whatever the network does; nothing told that is secret."""
+"""Files on a web server: right or a typed error, whatever the network does; no secret told."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -11,6 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import safetensors.torch
 import safetensors_streaming
 import torch
 from network_faults import FAULTS, SECRET, Fault
@@ -20,7 +23,7 @@ from safetensors_streaming import SafetensorError
 from web_server import Request, Stall, WebServer, part, status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 TENSORS = {
@@ -144,7 +147,7 @@ def _checkpoint(folder: Path) -> dict[str, torch.Tensor]:
         save_file({name: tensors[name] for name in held}, folder / shard)
     weight_map = {name: shard for shard, held in shards.items() for name in held}
     index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(__import__("json").dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return tensors
 
 
@@ -188,7 +191,7 @@ def test_an_index_cannot_lead_away(shards: tuple[WebServer, object], tmp_path: P
     server, _ = shards
     for shard in ["../secret", "http://elsewhere/x", "/etc/passwd"]:
         index = {"metadata": {}, "weight_map": {"a": shard}}
-        (tmp_path / "model.safetensors.index.json").write_text(__import__("json").dumps(index))
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
         count = len(server.requests)
         with pytest.raises((SafetensorError, FileNotFoundError)):
             safetensors_streaming.load_checkpoint(server.url(INDEX))
@@ -201,9 +204,7 @@ def test_the_right_to_read_stays_with_its_host(server: WebServer, same: bool) ->
     with WebServer(lambda request: part(request, CONTENT), host="127.0.0.2") as other:
         to = server.url("/moved") if same else other.url("/moved")
         server.answer = lambda request: (
-            part(request, CONTENT)
-            if request.path == "/moved"
-            else status("302 Found", Location=to)
+            part(request, CONTENT) if request.path == "/moved" else status("302 Found", Location=to)
         )
         address = server.url().replace("http://", "http://user:password@")
         assert equal(safetensors_streaming.load_file(address), TENSORS)
@@ -274,8 +275,6 @@ def test_a_child_of_fork_has_connections_of_its_own(server: WebServer) -> None:
 
 
 def test_verified_by_its_digest(server: WebServer) -> None:
-    import hashlib  # noqa: PLC0415
-
     digest = hashlib.sha256(CONTENT).hexdigest()
     assert equal(safetensors_streaming.load_file(server.url(), verify=digest), TENSORS)
     other = digest[:-1] + ("1" if digest[-1] == "0" else "0")
@@ -284,7 +283,5 @@ def test_verified_by_its_digest(server: WebServer) -> None:
 
 
 def test_patched(server: WebServer) -> None:
-    import safetensors.torch  # noqa: PLC0415
-
     with safetensors_streaming.patched():
         assert equal(safetensors.torch.load_file(server.url()), TENSORS)

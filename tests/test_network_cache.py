@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from typing import TYPE_CHECKING
 
@@ -139,7 +140,13 @@ def test_two_processes_download_once(server: WebServer, tmp_path: Path) -> None:
         return [*part(request, CONTENT)]
 
     server.answer = answer
-    command = [sys.executable, "-c", __import__("textwrap").dedent(LOAD), server.url(), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(LOAD),
+        server.url(),
+        str(tmp_path),
+    ]
     variables = environment({"SAFETENSORS_STREAMING_NETWORK_PATIENCE": "30"})
     children = [
         subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)  # noqa: S603
@@ -148,8 +155,10 @@ def test_two_processes_download_once(server: WebServer, tmp_path: Path) -> None:
     outputs = [child.communicate(timeout=60)[0] for child in children]
     assert outputs == [f"ready\n{LOADED}"] * 2
     assert began.is_set()
-    sent = sum(min(last, len(CONTENT) - 1) + 1 - first for first, last in
-               (request.range for request in server.requests))
+    sent = sum(
+        min(last, len(CONTENT) - 1) + 1 - first
+        for first, last in (request.range for request in server.requests)
+    )
     openings = 2 * (256 << 10)
     assert sent <= len(CONTENT) + openings
 
@@ -159,7 +168,7 @@ def test_a_full_disk_is_no_failure(server: WebServer, tmp_path: Path) -> None:
         pytest.skip("mounting a small file system takes root")
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(
+    mounted = subprocess.run(  # noqa: S603
         ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small],  # noqa: S607
         check=False,
         capture_output=True,

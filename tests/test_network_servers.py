@@ -1,4 +1,4 @@
-"""Files on real servers: nginx, plain and with TLS, and SeaweedFS, written to by ordinary clients."""
+"""Files on real servers: nginx, plain and with TLS, and SeaweedFS, filled by ordinary clients."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_server_without_ranges(web: Nginx) -> None:
 
 
 def test_what_is_not_there(web: Nginx) -> None:
-    with pytest.raises(FileNotFoundError, match="404 Not Found.*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"404 Not Found.*nothing"):
         safetensors_streaming.load_file(web.url("nothing.safetensors"))
 
 
@@ -157,13 +157,13 @@ def test_a_checkpoint_from_s3() -> None:
 
 @pytest.mark.usefixtures("signed")
 def test_an_object_that_is_not_there() -> None:
-    with pytest.raises(FileNotFoundError, match=f"404.*NoSuchKey.*s3://{BUCKET}/llm/nothing"):
+    with pytest.raises(FileNotFoundError, match=rf"404.*NoSuchKey.*s3://{BUCKET}/llm/nothing"):
         safetensors_streaming.load_file(f"s3://{BUCKET}/llm/nothing.safetensors")
 
 
 def test_a_wrong_secret(signed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong := "canary-wrong-secret-77aa")
-    with pytest.raises(PermissionError, match="403.*SignatureDoesNotMatch") as caught:
+    with pytest.raises(PermissionError, match=r"403.*SignatureDoesNotMatch") as caught:
         safetensors_streaming.load_file(f"s3://{BUCKET}/llm/model-0.safetensors")
     assert wrong not in str(caught.value)
     assert SECRET not in repr(signed.variables) + str(caught.value)
@@ -192,7 +192,7 @@ def test_without_credentials(store: Seaweed, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nothing")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nothing")
-    with pytest.raises(PermissionError, match="403.*without credentials"):
+    with pytest.raises(PermissionError, match=r"403.*without credentials"):
         safetensors_streaming.load_file(f"s3://{BUCKET}/llm/model-0.safetensors")
 
 

@@ -64,7 +64,8 @@ def test_hundreds_of_loads_with_faults_at_random() -> None:
         assert right + failed == LOADS
         assert before is not None
         after = _held()
-    print(f"{LOADS} loads: {right} right, {failed} failed as they should; held {before}, {after}")
+    told = f"{LOADS} loads: {right} right, {failed} failed as they should"
+    print(f"{told}; threads and descriptors {before}, later {after}")  # noqa: T201 - the figures
     assert after[0] <= before[0]
     assert after[1] <= before[1]
 

@@ -1,18 +1,20 @@
-"""A web server on loopback that answers as it is told, byte for byte: for what real ones never do."""
+"""A web server on loopback that answers as it is told, byte by byte, as no real one does."""
 
 from __future__ import annotations
 
 import re
 import socket
 import socketserver
-import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
+
+if TYPE_CHECKING:
+    import ssl
 
 ETAG = '"state-1"'
 MODIFIED = "Wed, 21 Oct 2015 07:28:00 GMT"
@@ -161,7 +163,7 @@ class WebServer:
 
     def _request(self, connection: socketserver.StreamRequestHandler) -> Request | None:
         line = connection.rfile.readline().decode("latin-1").split()
-        if len(line) != 3:  # noqa: PLR2004 - method, target, version
+        if len(line) != 3:
             return None
         headers = {}
         while text := connection.rfile.readline().decode("latin-1").strip():

@@ -111,7 +111,11 @@ def _aws_settings() -> dict[str, str]:
     profile = os.environ.get("AWS_PROFILE", "default")
     found: dict[str, str] = {}
     for variable, default, section in (
-        ("AWS_CONFIG_FILE", "~/.aws/config", profile if profile == "default" else f"profile {profile}"),
+        (
+            "AWS_CONFIG_FILE",
+            "~/.aws/config",
+            profile if profile == "default" else f"profile {profile}",
+        ),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", profile),
     ):
         found |= dict(_section(Path(os.environ.get(variable, default)).expanduser(), section))

@@ -40,9 +40,7 @@ DEBUG_BUILD: bool
 
 @final
 class Address:
-    def __new__(
-        cls, address: str, settings: dict[str, str], cache: str | None = None
-    ) -> Self: ...
+    def __new__(cls, address: str, settings: dict[str, str], cache: str | None = None) -> Self: ...
 
 @disjoint_base
 class Handle:
