@@ -17,6 +17,7 @@ from bench.consumers import CONSUMERS, absent
 from bench.loaders import LOADERS, missing
 from bench.measure import Job, UnsteeredError, has_driver, simulated_driver
 from bench.more_cases import MORE_CPU_ROWS, MORE_SIM_ROWS
+from bench.network import serving
 from bench.null_reader import memory_rate
 from bench.remote_cases import REMOTE_ROWS
 from bench.report import Result, evaluate, lines, table
@@ -75,13 +76,16 @@ def measure_ceilings(rows: list[Row], files: dict[str, list[Path]]) -> dict[str,
             ceilings[name] = memory_rate()
             continue
         paths = [str(file) for file in chosen]
-        if name == "disk":
+        if name == "proxy":
+            jobs = [Job("curl", "engine", "warm", paths)] * CEILING_RUNS
+        elif name == "disk":
             jobs = [Job(n, "engine", "cold", paths) for n in NULL_READERS * CEILING_RUNS]
         else:
             jobs = [Job("link", "load_cuda", "warm", paths)] * (CEILING_RUNS + 1)
         try:
-            seconds = min(float(run(job)[0]["seconds"]) for job in jobs)
-        except UnsteeredError as reason:
+            with serving("proxied" if name == "proxy" else None, chosen) as variables:
+                seconds = min(float(run(job, variables)[0]["seconds"]) for job in jobs)
+        except (UnsteeredError, MissingError) as reason:
             say(f"no ceiling, {name}: {reason}")
             continue
         ceilings[name] = total_bytes(chosen) / seconds

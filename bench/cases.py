@@ -39,8 +39,8 @@ class Row:
         read: Whether reading every byte is timed as well.
         rehearse: Whether an untimed call comes first.
         again: The row of the same processes' second calls.
-        ceilings: What bounds the rate of bytes, of "disk", "memory" and "link"; nothing where none
-            need be read.
+        ceilings: What bounds the rate of bytes, of "disk", "memory", "link" and "proxy"; nothing
+            where none need be read.
         target: None for a row that only reports.
         throttled: Whether the files come no faster than ``bench/throttle.c`` lets them.
         consumer: The library whose call is timed, a name in ``CONSUMERS``, if it is not the loader.

@@ -144,17 +144,27 @@ LOADERS = {
     ),
     "ours-remote": Loader("safetensors_streaming", remote_loaders.OursRemote),
     "ours-remote-s3": Loader(
-        "safetensors_streaming", partial(remote_loaders.OursRemote, base=S3_BASE)
+        "safetensors_streaming",
+        partial(remote_loaders.OursRemote, cuda_loaders.DEVICE, base=S3_BASE),
     ),
     "ours-remote-cuda": Loader(
         "safetensors_streaming", partial(remote_loaders.OursRemote, cuda_loaders.DEVICE)
     ),
     "ours-remote-dropped": Loader("safetensors_streaming", remote_loaders.OursRemoteDropped),
-    "curl": Loader("subprocess", partial(remote_loaders.Curl, remote_loaders.CURL_RANGES)),
+    "curl": Loader("subprocess", remote_loaders.Curl),
     "one-connection": Loader("safetensors", remote_loaders.OneConnection),
     "download": Loader("safetensors", remote_loaders.Download),
+    **{
+        f"{name}-cuda": Loader("safetensors", partial(make, cuda_loaders.DEVICE))
+        for name, make in (
+            ("one-connection", remote_loaders.OneConnection),
+            ("download", remote_loaders.Download),
+        )
+    },
     "clock": Loader("time", remote_loaders.Clock),
-    "runai-s3": Loader("runai_model_streamer_s3", remote_loaders.RunAiS3, "runai"),
+    "runai-s3": Loader(
+        "runai_model_streamer_s3", partial(remote_loaders.RunAiS3, cuda_loaders.DEVICE), "runai"
+    ),
     **_peer("fastsafetensors", peers.FastSafetensors, "fastsafetensors"),
     **_peer("runai_model_streamer", peers.RunAi, "runai"),
     **_peer("flashpack", peers.FlashPack, "flashpack"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from bench.servers import BUCKET, MissingError, free_port, nginx, seaweed
+from bench.servers import BUCKET, MissingError, free_port, listens, nginx, seaweed, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,11 +62,14 @@ def far_away() -> Iterator[None]:
 
 
 @contextmanager
-def _delayed(to: int) -> Iterator[int]:
-    """The port of a proxy in that network, in front of another."""
+def _delayed(
+    host: str, to: int, delay_s: float = DELAY_S, within: tuple[str, ...] = ()
+) -> Iterator[int]:
+    """The port of a proxy in front of another."""
     port = free_port()
-    words = [*_WITHIN, sys.executable, "-m", "bench.delay", _INSIDE]
-    proxy = subprocess.Popen([*words, str(port), str(to), str(DELAY_S)])  # noqa: S603
+    words = [*within, sys.executable, "-m", "bench.delay", host, str(port), str(to), str(delay_s)]
+    proxy = subprocess.Popen(words)  # noqa: S603
+    until(lambda: listens(host, port), "the proxy")
     try:
         yield port
     finally:
@@ -79,7 +82,8 @@ def serving(network: str | None, files: Sequence[Path]) -> Iterator[dict[str, st
     """Serves files; what the loaders' environment says of where.
 
     Args:
-        network: "loopback"; "far": shaped, and every first byte late; or None for no server at all.
+        network: "loopback"; "proxied", by the proxy without a delay; "far": shaped, and every first
+            byte late; or None for no server at all.
         files: All of one folder.
 
     Raises:
@@ -90,15 +94,17 @@ def serving(network: str | None, files: Sequence[Path]) -> Iterator[dict[str, st
         return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        if network == "loopback":
+        if network in {"loopback", "proxied"}:
             web = stack.enter_context(nginx(folder / "nginx", files[0].parent))
+            if network == "proxied":
+                web.port = stack.enter_context(_delayed(web.host, web.port, 0))
             yield {BASE: web.url("")}
             return
         stack.enter_context(far_away())
         web = stack.enter_context(nginx(folder / "nginx", files[0].parent, **_THERE))
         store = stack.enter_context(seaweed(folder / "seaweed", **_THERE))
-        port = stack.enter_context(_delayed(web.port))
-        s3_port = stack.enter_context(_delayed(store.port))
+        port = stack.enter_context(_delayed(_INSIDE, web.port, within=_WITHIN))
+        s3_port = stack.enter_context(_delayed(_INSIDE, store.port, within=_WITHIN))
         for file in files:
             store.client.upload_file(str(file), BUCKET, file.name)
         yield {

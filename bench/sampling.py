@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 
 from bench import models
@@ -58,9 +59,11 @@ def busy_seconds() -> float:
 
 
 def own_seconds() -> float:
-    """Tells how long this process and its finished children have worked."""
+    """Tells how long this process, its finished children and its servers have worked."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    servers = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    finished = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return finished + sum(float(times.user + times.system) for times in servers)
 
 
 class FailedError(Exception):

@@ -42,7 +42,12 @@ def listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def _until(condition: Any, what: str, deadline_s: float = 60) -> None:  # noqa: ANN401
+def until(condition: Any, what: str, deadline_s: float = 60) -> None:  # noqa: ANN401
+    """Waits for a condition.
+
+    Raises:
+        TimeoutError: If it does not come about in that time.
+    """
     end = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > end:
@@ -112,7 +117,7 @@ class Nginx:
         )
         files = ["-e", str(self.folder / "error.log"), "-c", str(self.folder / "nginx.conf")]
         self._process = subprocess.Popen([*self.within, _nginx(), *files])  # noqa: S603
-        _until(lambda: listens(self.host, self.port), "nginx")
+        until(lambda: listens(self.host, self.port), "nginx")
 
     def stop(self) -> None:
         """Serve no more; what is under way is cut."""
@@ -189,7 +194,7 @@ def seaweed(
         process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603
     try:
         endpoint = f"http://{host}:{port}"
-        _until(lambda: _answers(endpoint), "SeaweedFS")
+        until(lambda: _answers(endpoint), "SeaweedFS")
         client = boto3.client(
             "s3",
             endpoint_url=endpoint,
@@ -197,7 +202,7 @@ def seaweed(
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
         )
-        _until(lambda: _has_bucket(client), "the bucket")
+        until(lambda: _has_bucket(client), "the bucket")
         yield Seaweed(endpoint, client, port)
     finally:
         process.kill()  # asked kindly, it takes half a minute

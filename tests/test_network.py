@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import safetensors.torch
 import safetensors_streaming
 import torch
 from network_faults import FAULTS, SECRET, Fault
-from process import busy, eventually, start_python
+from process import busy, eventually, run, start_python
 from safetensors.torch import save, save_file
 from safetensors_streaming import SafetensorError
 from web_server import Request, Stall, WebServer, part, status
@@ -285,3 +286,14 @@ def test_verified_by_its_digest(server: WebServer) -> None:
 def test_patched(server: WebServer) -> None:
     with safetensors_streaming.patched():
         assert equal(safetensors.torch.load_file(server.url()), TENSORS)
+
+
+def test_the_command_line(server: WebServer) -> None:
+    source = "from safetensors_streaming.cli import main; main()"
+    command = [sys.executable, "-c", source]
+    address = f"{server.url()}?sig={SECRET}"
+    told = run([*command, "inspect", address], None)
+    assert "model.safetensors" in told
+    assert SECRET not in told
+    told = run([*command, "verify", address], None)
+    assert SECRET not in told

@@ -10,8 +10,9 @@ import pytest
 import safetensors_streaming
 import torch
 from process import run_python
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from servers import BUCKET, SECRET, Nginx, Seaweed, nginx, seaweed
+from web_server import Request, WebServer, part, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,6 +123,8 @@ def test_https(web: Nginx, certificates: tuple[Path, Path, Path]) -> None:
     variables = {"SSL_CERT_FILE": str(certificates[0])}
     told = run_python(_TLS, web.url(INDEX, tls=True), env=variables)
     assert told == f"12 {float(TENSORS['layer.3.weight'].double().sum())}\n"
+    assert '" 206 ' in (log := (web.folder / "access.log").read_text())
+    assert "HTTP/2.0" in log
 
 
 def test_a_certificate_that_nobody_vouches_for(web: Nginx) -> None:
@@ -204,3 +207,72 @@ def test_an_object_that_is_written_anew_meanwhile(signed: Seaweed, model: Path) 
         signed.client.upload_file(str(model / "model-1.safetensors"), BUCKET, "changing")
         with pytest.raises(OSError, match="changed"):
             file.get_tensor(name)
+
+
+_STORE = """
+    import sys
+    import safetensors_streaming
+    tensors = safetensors_streaming.load_file(sys.argv[1])
+    print(sorted(tensors))
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "variables", "path", "authorization"),
+    [
+        pytest.param(
+            "gs://bucket/m/a.safetensors",
+            {"GOOGLE_BASE_URL": "{}", "GOOGLE_SKIP_SIGNATURE": "true"},
+            "/bucket/m%2Fa%2Esafetensors",
+            None,
+            id="gs",
+        ),
+        pytest.param(
+            "az://container/m/a.safetensors",
+            {
+                "AZURE_STORAGE_ACCOUNT_NAME": "account",
+                "AZURE_STORAGE_ACCOUNT_KEY": "c2VjcmV0LWNhbmFyeQ==",
+                "AZURE_STORAGE_ENDPOINT": "{}/account",
+            },
+            "/account/container/m/a.safetensors",
+            "SharedKey account:",
+            id="az",
+        ),
+    ],
+)
+def test_what_other_stores_are_asked(
+    address: str, variables: dict[str, str], path: str, authorization: str | None
+) -> None:
+    """Neither has a server that runs here: one that answers rightly, and what it was asked."""
+    content = save({"a": torch.arange(200_000), "b": torch.zeros(3)})
+    with WebServer(lambda request: part(request, content)) as server:
+        named = {name: value.format(server.url("")) for name, value in variables.items()}
+        assert run_python(_STORE, address, env=named) == "['a', 'b']\n"
+    assert {request.path for request in server.requests} == {path}
+    for request in server.requests:
+        assert request.headers.get("authorization", "").startswith(authorization or "")
+        assert "c2VjcmV0" not in str(request.headers)
+
+
+def test_a_model_of_the_hub(model: Path, tmp_path: Path) -> None:
+    asked = "hf://org/tiny@main"
+
+    def answer(request: Request) -> list[bytes]:
+        name = request.path.rpartition("/")[2]
+        if request.method == "HEAD":
+            commit = {"X-Repo-Commit": "0" * 40, "ETag": '"1"'}
+            return status("200 OK" if name == INDEX else "404 Not Found", **commit)
+        return part(request, (model / name).read_bytes())
+
+    with WebServer(answer) as server:
+        variables = {
+            "HF_ENDPOINT": server.url(""),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path),
+            "HF_TOKEN": "hf_canary_token",
+        }
+        told = run_python(_TLS, asked, env=variables)
+    assert told == f"12 {float(TENSORS['layer.3.weight'].double().sum())}\n"
+    loads = [request for request in server.requests if request.method == "GET"]
+    assert all(request.path.startswith("/org/tiny/resolve/main/") for request in loads)
+    assert {request.headers["authorization"] for request in loads} == {"Bearer hf_canary_token"}

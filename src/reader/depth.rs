@@ -7,11 +7,8 @@ use crate::config::{
     CONNECTIONS_MAX, DEPTH_BYTES, DEPTH_BYTES_MAX, FIRST_CHUNK_BYTES, REMOTE_READS, SLOT_BYTES,
 };
 
-/// A window of a disk is so many times what is in flight.
+/// A window is so many times what is in flight.
 const WINDOW: u64 = 4;
-
-/// The same of a network, which takes longer to bring as much.
-const REMOTE_WINDOW: u64 = 2;
 
 /// Twice as much in flight has to be faster by so much to be kept.
 const GAIN: f64 = 1.1;
@@ -26,7 +23,6 @@ pub(crate) struct Depth {
     bytes_max: u64,
     /// What it never goes beyond.
     limit: u64,
-    window: u64,
     /// The source is on a network, and known to be far.
     remote: bool,
     in_flight: u64,
@@ -50,7 +46,6 @@ impl Depth {
         Self {
             bytes_max: DEPTH_BYTES,
             limit: DEPTH_BYTES_MAX,
-            window: WINDOW,
             remote: false,
             in_flight: 0,
             skipped: 2 * DEPTH_BYTES,
@@ -69,7 +64,7 @@ impl Depth {
         let bytes_max = (REMOTE_READS * SLOT_BYTES) as u64;
         let limit = (CONNECTIONS_MAX * SLOT_BYTES) as u64;
         let skipped = bytes_max;
-        Self { bytes_max, limit, window: REMOTE_WINDOW, remote: true, skipped, ..Self::new() }
+        Self { bytes_max, limit, remote: true, skipped, ..Self::new() }
     }
 
     /// How many reads of such a size may be in flight.
@@ -112,7 +107,7 @@ impl Depth {
         self.reads += 1;
         self.took += took;
         let Some(began) = self.window_began else { return };
-        if self.window_bytes >= self.window * self.bytes_max {
+        if self.window_bytes >= WINDOW * self.bytes_max {
             self.judge(self.window_bytes as f64 / now.duration_since(began).as_secs_f64());
         }
     }
