@@ -5,13 +5,13 @@ use std::io;
 use std::sync::{OnceLock, PoisonError};
 
 // What threads hand slots over with: loom's own where it tries every order of them.
-#[cfg(loom)]
+#[cfg(every_order)]
 use ::loom::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     sync::{Arc, Mutex, MutexGuard},
     thread::{Builder, JoinHandle},
 };
-#[cfg(not(loom))]
+#[cfg(not(every_order))]
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     sync::{Arc, Mutex, MutexGuard},
@@ -24,7 +24,7 @@ use crate::config::{
 };
 use crate::device::Slot;
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, every_order))]
 mod loom;
 
 /// A bounded pool of slots.
@@ -284,7 +284,7 @@ impl Generation {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(every_order)))]
 mod tests {
     use super::Ring;
 

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +26,6 @@ from web_server import Request, Stall, WebServer, part, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TENSORS = {
     "a": torch.arange(700_000, dtype=torch.int32),
@@ -286,6 +286,33 @@ def test_verified_by_its_digest(server: WebServer) -> None:
 def test_patched(server: WebServer) -> None:
     with safetensors_streaming.patched():
         assert equal(safetensors.torch.load_file(server.url()), TENSORS)
+
+
+def test_no_secret_in_what_cannot_be_done(server: WebServer) -> None:
+    address = server.url().replace("http://", f"http://user:{SECRET}@")
+    for call in (
+        lambda: safetensors_streaming.load_file(address, device="mps"),
+        lambda: safetensors_streaming.safe_open(address, "np"),
+    ):
+        with pytest.raises(ValueError, match="address") as caught:
+            call()
+        assert SECRET not in str(caught.value)
+
+
+def test_what_a_server_repeats_of_an_address(server: WebServer) -> None:
+    server.answer = lambda request: status(
+        "403 Forbidden", f"user somebody, signature {SECRET}, of {request.target}".encode()
+    )
+    address = f"{server.url()}?a=1&sig={SECRET}".replace("http://", "http://somebody:word@")
+    with pytest.raises(PermissionError) as caught:
+        safetensors_streaming.load_file(address)
+    assert SECRET not in str(caught.value)
+    assert "somebody" not in str(caught.value)
+
+
+def test_a_path_that_was_an_address() -> None:
+    with pytest.raises(ValueError, match="has to be a str"):
+        safetensors_streaming.load_file(Path("https://example.org/model.safetensors"))
 
 
 def test_the_command_line(server: WebServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -47,7 +48,7 @@ def right(tensors: dict[str, torch.Tensor]) -> bool:
 
 
 def kept(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.suffix == ".safetensors"]
+    return list(folder.rglob("*.safetensors"))
 
 
 def test_the_second_load_is_a_local_one(server: WebServer, tmp_path: Path) -> None:
@@ -59,8 +60,8 @@ def test_the_second_load_is_a_local_one(server: WebServer, tmp_path: Path) -> No
     assert safetensors_streaming.last_report().reader == "mmap"
     [file] = kept(folder)
     assert file.read_bytes() == CONTENT
-    assert file.name.endswith("-model.safetensors")
-    assert not list(folder.glob("*.part"))
+    assert file.name == "model.safetensors"
+    assert not list(folder.rglob("*.part"))
 
 
 def test_another_state_is_another_file(server: WebServer, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_part_is_not_kept(server: WebServer, tmp_path: Path) -> None:
         server.url(), cache_dir=tmp_path, filter=lambda name: name == "b"
     )
     assert torch.equal(tensors["b"], TENSORS["b"])
-    assert eventually(lambda: not list(tmp_path.glob("*.part")))
+    assert eventually(lambda: not list(tmp_path.rglob("*.part")))
     assert not kept(tmp_path)
 
 
@@ -95,7 +96,7 @@ def test_a_failed_load_leaves_nothing(server: WebServer, tmp_path: Path) -> None
     )
     with pytest.raises(OSError, match="changed"):
         safetensors_streaming.load_file(server.url(), cache_dir=tmp_path)
-    assert eventually(lambda: not list(tmp_path.glob("*.part")))
+    assert eventually(lambda: not list(tmp_path.rglob("*.part")))
     assert not kept(tmp_path)
 
 
@@ -179,7 +180,7 @@ def test_a_full_disk_is_no_failure(server: WebServer, tmp_path: Path) -> None:
     try:
         assert right(safetensors_streaming.load_file(server.url(), cache_dir=small))
         _native.settle()
-        assert eventually(lambda: not list(small.glob("*.part")))
+        assert eventually(lambda: not list(small.rglob("*.part")))
         assert not kept(small)
     finally:
         subprocess.run(["umount", small], check=True)  # noqa: S603, S607
@@ -190,3 +191,51 @@ def test_a_folder_that_cannot_be(server: WebServer, tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(OSError, match=str(file)):
         safetensors_streaming.load_file(server.url(), cache_dir=file)
+
+
+@pytest.mark.parametrize("difference", ["?id=2", "user"])
+def test_another_address_is_another_file(
+    server: WebServer, tmp_path: Path, difference: str
+) -> None:
+    """A server may know no better name of a state than its time, and serve several files by one."""
+    other = {name: tensor + 1 for name, tensor in TENSORS.items()}
+    contents = {False: CONTENT, True: save(other)}
+
+    def answer(request: Request) -> list[bytes]:
+        is_other = "id=2" in request.target or "authorization" in request.headers
+        return part(request, contents[is_other], ETag=None)
+
+    server.answer = answer
+    address = f"{server.url()}?id=1"
+    assert right(safetensors_streaming.load_file(address, cache_dir=tmp_path))
+    second = server.url() + difference
+    if difference == "user":
+        second = address.replace("http://", "http://user:pass@")
+    got = safetensors_streaming.load_file(second, cache_dir=tmp_path)
+    assert torch.equal(got["a"], other["a"])
+
+
+def test_what_signs_an_address_is_no_difference(server: WebServer, tmp_path: Path) -> None:
+    for signature in ["one", "two"]:
+        address = f"{server.url()}?X-Amz-Signature={signature}"
+        assert right(safetensors_streaming.load_file(address, cache_dir=tmp_path))
+        _native.settle()
+    assert len(kept(tmp_path)) == 1
+
+
+def test_verified_whether_kept_or_not(server: WebServer, tmp_path: Path) -> None:
+    known = {"model.safetensors": hashlib.sha256(CONTENT).hexdigest()}
+    for _ in range(2):
+        tensors = safetensors_streaming.load_file(server.url(), cache_dir=tmp_path, verify=known)
+        assert right(tensors)
+        _native.settle()
+
+
+def test_a_folder_that_may_only_be_read(server: WebServer, tmp_path: Path) -> None:
+    safetensors_streaming.load_file(server.url(), cache_dir=tmp_path)
+    _native.settle()
+    for file in tmp_path.rglob("*.lock"):
+        file.unlink()
+        file.mkdir()  # nobody can open it for writing
+    assert right(safetensors_streaming.load_file(server.url(), cache_dir=tmp_path))
+    assert safetensors_streaming.last_report().reader == "mmap"

@@ -190,6 +190,28 @@ def test_credentials_of_a_file(
     assert right(safetensors_streaming.load_checkpoint(f"s3://{BUCKET}/llm/{INDEX}"))
 
 
+def test_the_region_that_a_server_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is righter than that of a file of settings."""
+    content = save({"a": torch.arange(200_000)})
+
+    def answer(request: Request) -> list[bytes]:
+        if "/eu-west-1/s3/" in request.headers["authorization"]:
+            return part(request, content)
+        code = b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>"
+        return status("400 Bad Request", code, x_amz_bucket_region="eu-west-1")
+
+    (tmp_path / "config").write_text("[default]\nregion = us-east-1\n")
+    with WebServer(answer) as server:
+        for name, value in {
+            "AWS_CONFIG_FILE": str(tmp_path / "config"),
+            "AWS_ENDPOINT_URL": server.url(""),
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "word",
+        }.items():
+            monkeypatch.setenv(name, value)
+        assert list(safetensors_streaming.load_file("s3://bucket/a.safetensors")) == ["a"]
+
+
 def test_without_credentials(store: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

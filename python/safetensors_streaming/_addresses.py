@@ -4,6 +4,7 @@ import atexit
 import configparser
 import json
 import os
+import re
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ Located = Named | _native.Address
 atexit.register(_native.settle)
 
 _SCHEMES = ("http", "https", "s3", "gs", "az", "hf")
+#: What a path makes of an address.
+_FLATTENED = re.compile(r"(https?|s3|gs|az|hf):/[^/]")
 _INDEX = "model.safetensors.index.json"
 #: Variables that name credentials other than those of the machine itself.
 _AWS_SOURCES = (
@@ -57,6 +60,8 @@ def located(path: Named, cache_dir: Named | None = None) -> Located:
     """
     scheme = scheme_of(path)
     if scheme is None:
+        if not isinstance(path, str) and _FLATTENED.match(text := os.fspath(path)):
+            raise ValueError(f"an address has to be a str, which pathlib has made {text!r} of")
         return path
     text = os.fspath(path)
     settings: dict[str, str] = {}
@@ -67,7 +72,13 @@ def located(path: Named, cache_dir: Named | None = None) -> Located:
         text, settings = found
     elif scheme == "s3":
         settings = _aws_settings()
-    return _native.Address(text, settings, None if cache_dir is None else os.fspath(cache_dir))
+    elif scheme == "az" and (account := os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")):
+        settings = {"azure_storage_account_name": account}
+    if cache_dir is None:
+        return _native.Address(text, settings)
+    if not os.fspath(cache_dir):
+        raise ValueError("cache_dir is empty: name a folder, or None for none")
+    return _native.Address(text, settings, str(Path(cache_dir).expanduser().absolute()))
 
 
 def _of_hub(text: str) -> str | tuple[str, dict[str, str]]:
@@ -102,7 +113,10 @@ def _is_whole(cached: Path) -> bool:
     """Whether a file of the hub's cache is there with all the shards that it names."""
     if not cached.name.endswith(".index.json"):
         return True
-    shards = set(json.loads(cached.read_text())["weight_map"].values())
+    try:
+        shards = set(json.loads(cached.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True  # what is wrong with it is told when it is read
     return all((cached.parent / shard).exists() for shard in shards)
 
 
@@ -125,8 +139,11 @@ def _aws_settings() -> dict[str, str]:
         settings |= {key: found[key] for key in keys if key in found}
     if not {"AWS_REGION", "AWS_DEFAULT_REGION"} & set(os.environ) and "region" in found:
         settings["aws_region"] = found["region"]
-    if "AWS_ENDPOINT_URL" not in os.environ and "endpoint_url" in found:
-        settings["aws_endpoint_url"] = found["endpoint_url"]
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", found.get("endpoint_url"))
+    if endpoint is not None:
+        settings["aws_endpoint_url"] = endpoint
+    if "AWS_PROFILE" in os.environ and not found:
+        raise ValueError(f"no file of the AWS command line knows the profile {profile!r}")
     found_any = "aws_access_key_id" in settings or any(name in os.environ for name in _AWS_SOURCES)
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" and not found_any:
         settings["aws_skip_signature"] = "true"
@@ -135,6 +152,9 @@ def _aws_settings() -> dict[str, str]:
 
 def _section(file: Path, name: str) -> "Iterator[tuple[str, str]]":
     parser = configparser.RawConfigParser(strict=False)
-    parser.read(file)
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):  # whose texts repeat lines of it
+        raise ValueError(f"{file} is not a file of settings in sections") from None
     if parser.has_section(name):
         yield from parser.items(name)

@@ -74,7 +74,7 @@ def load_file(  # noqa: PLR0913 - independent keywords
         file = located(filename, cache_dir)
         return _native.load_file(file, backend, ordinal, allocator, dtype, read_ahead, known)
     if scheme_of(filename):
-        raise ValueError(f"{filename} is an address, which upstream cannot load ({reason})")
+        raise ValueError(f"an address is nothing that upstream can load: {reason}")
     if verify is not None:
         raise ValueError(f"nothing can be verified of a load that upstream does: {reason}")
     calls.delegate(reason)

@@ -135,8 +135,8 @@ def diagnose(paths: list[Located], device: int | None, *, any_gpu: bool = False)
         ValueError: A file is remote.
         RuntimeError: There is no such GPU, or its driver refuses.
     """
-    if far := [path for path in paths if not isinstance(path, str | PathLike)]:
-        raise ValueError(f"{far[0]!r} is on a network, and this machine's disks do not bound it")
+    if not all(isinstance(path, str | PathLike) for path in paths):
+        raise ValueError("an address is on a network: this machine's disks do not bound it")
     described = _native.describe(paths) if paths else []
     files = files_of(described) if described else None
     refusal = None

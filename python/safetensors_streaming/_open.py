@@ -53,7 +53,7 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
         device = plain_device(device)
         reason = reason_to_delegate(framework, device, backend)
         if reason is not None and scheme_of(filename):
-            raise ValueError(f"{filename} is an address, which upstream cannot open ({reason})")
+            raise ValueError(f"an address is nothing that upstream can open: {reason}")
         if reason is not None:
             calls.delegate(reason)
             upstream: safe_open = open_upstream(filename, framework, device, backend)

@@ -12,6 +12,33 @@ use crate::error::Result;
 /// The schemes that are served here.
 const SCHEMES: [&str; 5] = ["http", "https", "s3", "gs", "az"];
 
+/// Settings that say where a store is.
+const PLACES: [&str; 2] = ["aws_endpoint_url", "azure_storage_account_name"];
+
+/// Whether a part of a query signs an address, and so is another each time.
+fn signs(name: &str) -> bool {
+    const SIGNING: [&str; 16] = [
+        "signature",
+        "expires",
+        "key-pair-id",
+        "policy",
+        "awsaccesskeyid",
+        "sig",
+        "se",
+        "st",
+        "ske",
+        "skt",
+        "sks",
+        "skv",
+        "skoid",
+        "sktid",
+        "sp",
+        "sv",
+    ];
+    let name = name.to_ascii_lowercase();
+    name.starts_with("x-amz-") || name.starts_with("x-goog-") || SIGNING.contains(&name.as_str())
+}
+
 /// How remote files are reached.
 #[derive(Clone)]
 pub(crate) struct Access {
@@ -98,6 +125,19 @@ impl Address {
         url.set_query(None);
         url.set_fragment(None);
         PathBuf::from(String::from(url))
+    }
+
+    /// What tells it from other addresses: all of it but fragment, password and what signs for a time.
+    pub(super) fn identity(&self) -> String {
+        let Ok(mut url) = self.url() else { return String::new() };
+        let _password = url.set_password(None); // schemes that have none refuse
+        url.set_fragment(None);
+        let kept = url.query_pairs().filter(|(name, _)| !signs(name));
+        let kept: Vec<String> = kept.map(|(name, value)| format!("{name}={value}")).collect();
+        url.set_query(None);
+        let places = PLACES.iter().filter_map(|name| self.access.options.get(*name));
+        let places: Vec<&str> = places.map(String::as_str).collect();
+        format!("{url}\n{}\n{}", kept.join("\n"), places.join("\n"))
     }
 
     /// A file that lies beside this one, or below; the query of an address goes with it.

@@ -2,10 +2,11 @@
 //! whole. Of several processes that load a file at once one writes it; the others wait, and read that.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle, park_timeout};
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{SIGNAL_INTERVAL, config};
 use crate::error::{Error, Result};
 use crate::source::remote::answer::Known;
-use crate::source::{LocalFile, Source};
+use crate::source::{Address, LocalFile, Source};
 
 /// What a lock file says once the writer has everything and only has to name it.
 const FINISHING: &str = "finishing";
@@ -30,38 +31,42 @@ pub(super) enum Claim {
 }
 
 /// Where a state of a file is kept; none where the server does not tell one state from another.
-pub(super) fn entry(folder: &Path, address: &Path, known: &Known) -> Option<PathBuf> {
-    let validator = &known.validator;
+pub(super) fn entry(address: &Address, known: &Known) -> Option<PathBuf> {
+    const NAME_BYTES_MAX: usize = 200;
+    let (folder, validator) = (address.access.cache.as_deref()?, &known.validator);
     if validator.etag.is_none() && validator.modified.is_none() {
         return None;
     }
     let mut digest = Sha256::new();
-    let address = address.to_string_lossy();
-    for part in [&*address, &format!("{validator:?}"), &known.bytes.to_string()] {
+    for part in [address.identity(), format!("{validator:?}"), known.bytes.to_string()] {
         digest.update(part.as_bytes());
         digest.update([0]);
     }
     let digest = digest.finalize();
     let digest = digest.iter().take(16).fold(0, |sum, &byte| (sum << 8) | u128::from(byte));
-    let name = address.rsplit('/').next().unwrap_or_default();
-    Some(folder.join(format!("{digest:032x}-{name}")))
+    let shown = address.shown();
+    let name = shown.to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned();
+    // What an address shows is ASCII.
+    let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or("file");
+    Some(folder.join(format!("{digest:032x}")).join(name))
 }
 
 /// Looks for a kept file, waits for another process that is writing it, or begins to write it.
 pub(super) fn claim(entry: &Path, known: &Known, check: fn() -> Result<()>) -> Result<Claim> {
     let refuse = |error| Error::io(entry, error);
+    if let Some(file) = kept(entry, known) {
+        return Ok(Claim::Kept(file));
+    }
     if let Some(folder) = entry.parent() {
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
     }
     let (path, part) = (beside(entry, "lock"), beside(entry, "part"));
-    let own = std::process::id().to_string();
+    let own = own_name();
     let open =
         || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
     let (lock, began) = (open().map_err(refuse)?, Instant::now());
     loop {
-        if let Ok(file) = LocalFile::open(entry)
-            && file.len() == known.bytes
-        {
+        if let Some(file) = kept(entry, known) {
             return Ok(Claim::Kept(file));
         }
         match lock.try_lock() {
@@ -78,9 +83,7 @@ pub(super) fn claim(entry: &Path, known: &Known, check: fn() -> Result<()>) -> R
         }
     }
     // Its writer may have ended between the two looks.
-    if let Ok(file) = LocalFile::open(entry)
-        && file.len() == known.bytes
-    {
+    if let Some(file) = kept(entry, known) {
         return Ok(Claim::Kept(file));
     }
     tell(&lock, &own).map_err(refuse)?;
@@ -90,6 +93,17 @@ pub(super) fn claim(entry: &Path, known: &Known, check: fn() -> Result<()>) -> R
     let entry = entry.to_owned();
     let (bytes, process, state) = (known.bytes, std::process::id(), Mutex::new(state));
     Ok(Claim::Ours(Writer { entry, part, file, lock, process, bytes, state }))
+}
+
+fn kept(entry: &Path, known: &Known) -> Option<LocalFile> {
+    LocalFile::open(entry).ok().filter(|file| file.len() == known.bytes)
+}
+
+/// What this process writes into a lock file: the first process of every container has one number.
+fn own_name() -> String {
+    static DRAWN: OnceLock<u64> = OnceLock::new();
+    let drawn = DRAWN.get_or_init(|| RandomState::new().hash_one(()));
+    format!("{} {drawn:016x}", std::process::id())
 }
 
 /// Waits for files that are being named; before the process ends.
@@ -193,7 +207,7 @@ impl Writer {
             .and_then(|()| File::open(self.entry.parent().unwrap_or(Path::new("/")))?.sync_all());
         if named.is_err() {
             // It is no file of the folder's, and who waits need not wait for it.
-            let _told = tell(&self.lock, &std::process::id().to_string());
+            let _told = tell(&self.lock, &own_name());
         }
     }
 
@@ -230,10 +244,11 @@ fn insert(ranges: &mut Vec<(u64, u64)>, mut begin: u64, mut end: u64) {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
     use std::sync::Arc;
 
     use super::{Claim, Known, claim, entry, insert, settle};
+    use crate::source::Address;
+    use crate::source::address::Access;
     use crate::source::remote::answer::Validator;
 
     fn known(etag: &str) -> Known {
@@ -253,9 +268,16 @@ mod tests {
     #[test]
     fn a_file_is_kept_when_it_is_whole_and_by_its_state() {
         let folder = tempfile::tempdir().unwrap();
-        let address = Path::new("https://h/m/a.safetensors");
-        let place = entry(folder.path(), address, &known("\"1\"")).unwrap();
-        assert_ne!(Some(&place), entry(folder.path(), address, &known("\"2\"")).as_ref());
+        let address = |text: &str| {
+            let access = Access { cache: Some(folder.path().to_owned()), ..Access::default() };
+            Address::new(text.into(), access)
+        };
+        let of = |text: &str, etag: &str| entry(&address(text), &known(etag)).unwrap();
+        let place = of("https://h/m/a.safetensors?id=1&sig=x", "\"1\"");
+        assert_eq!(place, of("https://h/m/a.safetensors?id=1&sig=y", "\"1\""));
+        assert_ne!(place, of("https://h/m/a.safetensors?id=1&sig=x", "\"2\""));
+        assert_ne!(place, of("https://h/m/a.safetensors?id=2&sig=x", "\"1\""));
+        assert_ne!(place, of("https://u@h/m/a.safetensors?id=1&sig=x", "\"1\""));
         let Claim::Ours(writer) = claim(&place, &known("\"1\""), || Ok(())).unwrap() else {
             panic!("nobody has it");
         };
@@ -274,7 +296,7 @@ mod tests {
         drop(writer);
         assert_eq!(fs::read_to_string(&place).unwrap(), "helloworld");
         assert!(matches!(claim(&place, &known("\"1\""), || Ok(())).unwrap(), Claim::Kept(_)));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(place.parent().unwrap()).unwrap().count(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, StatusCode};
 
 use crate::config::RETRY_AFTER_MAX;
@@ -13,6 +13,9 @@ use crate::source::remote::transport::LinkLocal;
 
 /// The most of a server's own words that a message repeats, in characters.
 const WORDS_MAX: usize = 200;
+
+/// Codes by which an object store says, in an answer that looks like a success, that it is busy.
+const STORE_IS_BUSY: [&str; 2] = ["SlowDown", "InternalError"];
 
 /// What to do after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,9 +67,16 @@ impl Failure {
         body: &[u8],
         secrets: &Secrets,
     ) -> Self {
-        let said = words(headers, body, secrets);
+        let whole = status == StatusCode::OK;
+        let empty = headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
+        let said = match (whole, words(headers, body, secrets)) {
+            (true, said) if STORE_IS_BUSY.iter().any(|busy| said.starts_with(busy)) => said,
+            (true, _) if empty => "the file is empty".to_owned(),
+            (true, _) => "it serves no ranges, or not of this file".to_owned(),
+            (false, said) => said,
+        };
         let said = if said.is_empty() { said } else { format!(": {said}") };
-        let whole = if status == StatusCode::OK { " to a request for a range" } else { "" };
+        let whole = if whole { " to a request for a range" } else { "" };
         let message = format!("the server answered {status}{whole}{said}");
         let region = headers.get("x-amz-bucket-region").and_then(|region| region.to_str().ok());
         let next = match status.as_u16() {
@@ -76,7 +86,7 @@ impl Failure {
             408 | 429 | 500 | 502 | 503 | 504 => {
                 retry_after(headers).map_or(Next::Retry, Next::RetryAfter)
             }
-            200 if said.contains("SlowDown") || said.contains("InternalError") => Next::Retry,
+            200 if STORE_IS_BUSY.iter().any(|busy| said.contains(busy)) => Next::Retry,
             _ => Next::GiveUp,
         };
         let errno = match status.as_u16() {

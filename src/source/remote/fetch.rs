@@ -53,17 +53,28 @@ pub(super) struct Place<'fetch> {
 
 /// How often the ranges of one load may be tried again, all together.
 #[derive(Debug, Default)]
-pub(super) struct Retries(AtomicU32);
+pub(super) struct Retries {
+    all: AtomicU32,
+    /// Of them, those that no range that came since makes up for.
+    in_vain: AtomicU32,
+}
 
 impl Retries {
     /// Counts one more, if there may be one.
     fn spend(&self) -> bool {
-        self.0.fetch_add(1, Ordering::Relaxed) < LOAD_RETRIES_MAX
+        self.all.fetch_add(1, Ordering::Relaxed);
+        self.in_vain.fetch_add(1, Ordering::Relaxed) < LOAD_RETRIES_MAX
+    }
+
+    /// A range is there.
+    fn earn(&self) {
+        let less = |count: u32| Some(count.saturating_sub(1));
+        let _before = self.in_vain.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// How many there were.
     pub(super) fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.all.load(Ordering::Relaxed)
     }
 }
 
@@ -78,7 +89,10 @@ pub(super) async fn open(
         tries += 1;
         match begin(origin, transport, bytes).await {
             Ok(opened) => return Ok(opened),
-            Err(failure) => pause(failure, tries, tries, &retries).await?,
+            Err(failure) => {
+                let turn = Turn { pauses: tries, in_vain: tries, tries };
+                turn.pause(failure, &retries).await?;
+            }
         }
     }
 }
@@ -103,7 +117,7 @@ pub(super) async fn fill(
     retries: &Retries,
 ) -> Result<(), Refusal> {
     let Place { origin, transport, known } = place;
-    let (mut done, mut tries, mut fruitless) = (0, 0, 0);
+    let (mut done, mut tries, mut fruitless, mut since) = (0, 0, 0, Instant::now());
     let end = offset + target.len() as u64;
     while done < target.len() {
         let range = offset + done as u64..end;
@@ -116,9 +130,19 @@ pub(super) async fn fill(
             },
             Err(failure) => Some(failure),
         };
-        let Some(failure) = failure else { return Ok(()) };
-        fruitless = if done - before >= FRUITFUL_BYTES { 1 } else { fruitless + 1 };
-        pause(failure, fruitless, tries, retries).await?;
+        let Some(failure) = failure else {
+            retries.earn();
+            return Ok(());
+        };
+        if done - before >= FRUITFUL_BYTES {
+            (fruitless, since) = (0, Instant::now());
+            retries.earn();
+        }
+        fruitless += 1;
+        // A server that is started anew is waited for as long as one that says nothing.
+        let in_vain = if since.elapsed() < config().network_patience { 0 } else { fruitless };
+        let turn = Turn { pauses: fruitless, in_vain, tries };
+        turn.pause(failure, retries).await?;
     }
     Ok(())
 }
@@ -177,23 +201,30 @@ impl Watch {
     }
 }
 
-/// Waits before another try, or tells why there is none.
-async fn pause(
-    failure: Failure,
-    fruitless: u32,
+/// How often a range was asked for.
+struct Turn {
+    /// In a row, without much coming.
+    pauses: u32,
+    /// The same, as far as it is to end the load.
+    in_vain: u32,
+    /// In all.
     tries: u32,
-    retries: &Retries,
-) -> Result<(), Refusal> {
-    let pause = match failure.next {
-        Next::Retry => backoff(fruitless),
-        Next::RetryAfter(pause) => pause + backoff(1),
-        Next::GiveUp | Next::Region(_) => return Err(failure.refusal(tries)),
-    };
-    if fruitless >= FRUITLESS_TRIES_MAX || !retries.spend() {
-        return Err(failure.refusal(tries));
+}
+
+impl Turn {
+    /// Waits before another try, or tells why there is none.
+    async fn pause(self, failure: Failure, retries: &Retries) -> Result<(), Refusal> {
+        let pause = match failure.next {
+            Next::Retry => backoff(self.pauses),
+            Next::RetryAfter(pause) => pause.max(backoff(self.pauses)),
+            Next::GiveUp | Next::Region(_) => return Err(failure.refusal(self.tries)),
+        };
+        if self.in_vain >= FRUITLESS_TRIES_MAX || !retries.spend() {
+            return Err(failure.refusal(self.tries));
+        }
+        sleep(pause).await;
+        Ok(())
     }
-    sleep(pause).await;
-    Ok(())
 }
 
 /// A pause at random up to one that doubles ("full jitter", AWS architecture blog, 2015): those who

@@ -103,9 +103,8 @@ pub(crate) fn open_all(addresses: &[&Address]) -> Result<Vec<Opened>> {
 /// Looks each file up in the folder that keeps it, or has it written there. Those who wait for each
 /// other's files do so in one order.
 fn keep(addresses: &[&Address], files: Vec<RemoteFile>) -> Result<Vec<Opened>> {
-    let entry = |(address, file): (&&Address, &RemoteFile)| {
-        cache::entry(address.access.cache.as_deref()?, &file.path, &file.there.known)
-    };
+    let entry =
+        |(address, file): (&&Address, &RemoteFile)| cache::entry(address, &file.there.known);
     let entries: Vec<Option<PathBuf>> = addresses.iter().zip(&files).map(entry).collect();
     let mut opened: Vec<Opened> = files.into_iter().map(Opened::Remote).collect();
     let mut order: Vec<usize> = (0..opened.len()).collect();

@@ -158,6 +158,9 @@ async fn client(
     region: Option<&str>,
 ) -> object_store::Result<Client> {
     let bucket = url.host_str().unwrap_or_default();
+    // The region that a server has named is righter than any setting.
+    let region = region.map(|region| ("aws_region".to_owned(), region.to_owned()));
+    let settings = settings.iter().map(|(name, value)| (name.clone(), value.clone())).chain(region);
     // It concerns credentials alone: failures of ranges are ours, and none that it tries again.
     let retry = RetryConfig { max_retries: 3, ..RetryConfig::default() };
     macro_rules! client {
@@ -199,7 +202,7 @@ async fn client(
         }
         _ => {
             use AmazonS3ConfigKey::{
-                AccessKeyId, ContainerCredentialsFullUri, ContainerCredentialsRelativeUri, Region,
+                AccessKeyId, ContainerCredentialsFullUri, ContainerCredentialsRelativeUri,
                 SkipSignature, WebIdentityTokenFile,
             };
             let named_by = [
@@ -209,8 +212,6 @@ async fn client(
                 WebIdentityTokenFile,
             ];
             let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-            let builder =
-                region.iter().fold(builder, |builder, &region| builder.with_config(Region, region));
             client!(builder, named_by, SkipSignature)
         }
     }

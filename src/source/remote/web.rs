@@ -57,7 +57,11 @@ impl Web {
         let query = url.query().map(str::to_owned);
         let written = password.as_deref().map(decoded);
         let hidden = [token.cloned(), password, written, query, authorization.clone()];
-        let secrets = Secrets::new(hidden.into_iter().flatten());
+        let names = [user.clone(), decoded(&user)];
+        let parts =
+            url.query().unwrap_or_default().split('&').filter_map(|part| part.split_once('='));
+        let parts = parts.flat_map(|(_, value)| [value.to_owned(), decoded(value)]);
+        let secrets = Secrets::new(hidden.into_iter().flatten().chain(names).chain(parts));
         // A scheme of the web has both.
         let _user = url.set_username("");
         let _password = url.set_password(None);
