@@ -17,9 +17,12 @@ from bench.consumers import CONSUMERS, absent
 from bench.loaders import LOADERS, missing
 from bench.measure import Job, UnsteeredError, has_driver, simulated_driver
 from bench.more_cases import MORE_CPU_ROWS, MORE_SIM_ROWS
+from bench.network import serving
 from bench.null_reader import memory_rate
+from bench.remote_cases import REMOTE_ROWS
 from bench.report import Result, evaluate, lines, table
 from bench.sampling import LINK_GBPS, ROOT, run, run_row, say, total_bytes
+from bench.servers import MissingError
 
 if TYPE_CHECKING:
     from bench.sampling import Taken
@@ -42,6 +45,7 @@ COMMANDS = {
     "sim": Command((*SIM_ROWS, *MORE_SIM_ROWS), 1.0, "a GPU simulated by ci/sim"),
     "gpu": Command((*GPU_ROWS, *DISK_ROWS), 15.0, "a real GPU"),
     "consumers": Command(CONSUMER_ROWS, 1.0, "a GPU, or one simulated by ci/sim"),
+    "remote": Command(REMOTE_ROWS, 1.0, "servers on loopback, a GPU or one simulated by ci/sim"),
     "null": Command(null.ROWS, 1.0, "a test of the harness itself"),
 }
 
@@ -72,13 +76,16 @@ def measure_ceilings(rows: list[Row], files: dict[str, list[Path]]) -> dict[str,
             ceilings[name] = memory_rate()
             continue
         paths = [str(file) for file in chosen]
-        if name == "disk":
+        if name == "proxy":
+            jobs = [Job("curl", "engine", "warm", paths)] * CEILING_RUNS
+        elif name == "disk":
             jobs = [Job(n, "engine", "cold", paths) for n in NULL_READERS * CEILING_RUNS]
         else:
             jobs = [Job("link", "load_cuda", "warm", paths)] * (CEILING_RUNS + 1)
         try:
-            seconds = min(float(run(job)[0]["seconds"]) for job in jobs)
-        except UnsteeredError as reason:
+            with serving("proxied" if name == "proxy" else None, chosen) as variables:
+                seconds = min(float(run(job, variables)[0]["seconds"]) for job in jobs)
+        except (UnsteeredError, MissingError) as reason:
             say(f"no ceiling, {name}: {reason}")
             continue
         ceilings[name] = total_bytes(chosen) / seconds
@@ -159,7 +166,7 @@ def on_simulation(command: str) -> None:
     if command == "sim":
         wanted = simulated_driver() is None
     else:
-        wanted = command == "consumers" and not has_driver()
+        wanted = command in {"consumers", "remote"} and not has_driver()
     if wanted:
         # torch's own kernels, which the simulator does not have, are none of a load's.
         kernels = {"SIMCUDART_SKIP_KERNELS": "1"} if command == "consumers" else {}
@@ -192,7 +199,7 @@ def measure_rows(rows: list[Row], options: argparse.Namespace, deadline: float) 
             if taken is None:
                 try:
                     taken, *again = run_row(row, chosen, options.blocks or row.blocks)
-                except UnsteeredError as reason:
+                except (UnsteeredError, MissingError) as reason:
                     say(f"skipped: {row.name} ({reason})")
                     continue
                 second_calls |= {str(row.again): second for second in again}

@@ -39,13 +39,15 @@ class Row:
         read: Whether reading every byte is timed as well.
         rehearse: Whether an untimed call comes first.
         again: The row of the same processes' second calls.
-        ceilings: What bounds the rate of bytes, of "disk", "memory" and "link"; nothing where none
-            need be read.
+        ceilings: What bounds the rate of bytes, of "disk", "memory", "link" and "proxy"; nothing
+            where none need be read.
         target: None for a row that only reports.
         throttled: Whether the files come no faster than ``bench/throttle.c`` lets them.
         consumer: The library whose call is timed, a name in ``CONSUMERS``, if it is not the loader.
         device: Where that library shall put the tensors.
         bounds: Whether no loader can be faster than any one of the others.
+        network: What kind of network the files come over, as ``network.serving`` calls it, if any.
+        counts: What of a process is compared: its "seconds", or "cpu_seconds".
     """
 
     name: str
@@ -65,6 +67,8 @@ class Row:
     consumer: str | None = None
     device: str = "cpu"
     bounds: bool = False
+    network: str | None = None
+    counts: str = "seconds"
 
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)

@@ -113,11 +113,11 @@ def _scale(axes: Axes, values: Sequence[float], what: str) -> None:
         axes.set_xscale("log")
         axes.set_xlim(low / 1.3, high * 1.3)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=TICKS_MAX))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         what += ", logarithmic"
     else:
         axes.set_xlim(0, high * 1.06)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(what)
 
 

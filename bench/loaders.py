@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench import cuda_loaders, handles, peers
+from bench import cuda_loaders, handles, peers, remote_loaders
 from bench.consumers import CONSUMERS, Patched
+from bench.network import S3_BASE
 from bench.null_loaders import Reading, Slowed
 from bench.null_reader import NullDigest, NullReader, NullSource
 
@@ -140,6 +141,29 @@ LOADERS = {
     "instanttensor": Loader("instanttensor", cuda_loaders.InstantTensor, "instanttensor"),
     "instanttensor-buffered": Loader(
         "instanttensor", cuda_loaders.InstantTensorBuffered, "instanttensor"
+    ),
+    "ours-remote": Loader("safetensors_streaming", remote_loaders.OursRemote),
+    "ours-remote-s3": Loader(
+        "safetensors_streaming",
+        partial(remote_loaders.OursRemote, cuda_loaders.DEVICE, base=S3_BASE),
+    ),
+    "ours-remote-cuda": Loader(
+        "safetensors_streaming", partial(remote_loaders.OursRemote, cuda_loaders.DEVICE)
+    ),
+    "ours-remote-dropped": Loader("safetensors_streaming", remote_loaders.OursRemoteDropped),
+    "curl": Loader("subprocess", remote_loaders.Curl),
+    "one-connection": Loader("safetensors", remote_loaders.OneConnection),
+    "download": Loader("safetensors", remote_loaders.Download),
+    **{
+        f"{name}-cuda": Loader("safetensors", partial(make, cuda_loaders.DEVICE))
+        for name, make in (
+            ("one-connection", remote_loaders.OneConnection),
+            ("download", remote_loaders.Download),
+        )
+    },
+    "clock": Loader("time", remote_loaders.Clock),
+    "runai-s3": Loader(
+        "runai_model_streamer_s3", partial(remote_loaders.RunAiS3, cuda_loaders.DEVICE), "runai"
     ),
     **_peer("fastsafetensors", peers.FastSafetensors, "fastsafetensors"),
     **_peer("runai_model_streamer", peers.RunAi, "runai"),

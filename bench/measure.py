@@ -229,6 +229,12 @@ def driver_calls(driver: ctypes.CDLL | None) -> int:
     return counted
 
 
+def _cpu_seconds() -> float:
+    """Of this process and of those that it started and that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
 def _disk_bytes() -> int:
     lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
@@ -264,6 +270,7 @@ def timed(job: Job, loader: Any, paths: list[Path]) -> Sample:  # noqa: ANN401 -
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     gc.collect()  # else the imports' garbage decides in whose timed part a full collection falls
     disk, before = _disk_bytes(), resource.getrusage(resource.RUSAGE_SELF)
+    cpu_before = _cpu_seconds()
     calls = driver_calls(driver)
     start = time.perf_counter()
     answer = action(paths)
@@ -272,7 +279,7 @@ def timed(job: Job, loader: Any, paths: list[Path]) -> Sample:  # noqa: ANN401 -
             xor(tensor)
     seconds = time.perf_counter() - start
     peak = _peak_rss_bytes()
-    after = resource.getrusage(resource.RUSAGE_SELF)
+    after, cpu = resource.getrusage(resource.RUSAGE_SELF), _cpu_seconds() - cpu_before
     calls = driver_calls(driver) - calls
     weights = loader.weights() if hasattr(loader, "weights") else {}
     return Sample(
@@ -282,7 +289,7 @@ def timed(job: Job, loader: Any, paths: list[Path]) -> Sample:  # noqa: ANN401 -
         disk_bytes=_disk_bytes() - disk,
         answer=checksum(answer),
         cached_before=cached,
-        cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        cpu_seconds=cpu,
         minor_faults=after.ru_minflt - before.ru_minflt,
         major_faults=after.ru_majflt - before.ru_majflt,
         peak_rss_bytes=peak,

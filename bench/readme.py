@@ -45,12 +45,13 @@ def table(document: Document) -> str:
     """The rows of a result file as Markdown, with the machine that they come from."""
     run = document.runs[-1]
     rates = wording.ceilings(run["ceilings_bytes_per_second"])
+    bounds = f"; ceilings in the last of its runs: {rates}" if rates else ""
     apart = any(recorded.row["weights"] for recorded in document.rows)
     headings = ["what", "ours", *(["of it weights", "of it the library"] if apart else [])]
     headings += ["against", "ratio of times, 95 % interval", "goal"]
     return "\n".join(
         [
-            f"{wording.machine(run)}; ceilings in the last of its runs: {rates}.",
+            f"{wording.machine(run)}{bounds}.",
             "",
             f"| {' | '.join(headings)} |",
             f"| {' | '.join('---' for _ in headings)} |",

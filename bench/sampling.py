@@ -14,11 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 
 from bench import models
 from bench.loaders import LOADERS, PEERS, missing
 from bench.measure import UNSTEERED, Job, UnsteeredError
+from bench.network import serving
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,9 +59,11 @@ def busy_seconds() -> float:
 
 
 def own_seconds() -> float:
-    """Tells how long this process and its finished children have worked."""
+    """Tells how long this process, its finished children and its servers have worked."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    servers = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    finished = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    return finished + sum(float(times.user + times.system) for times in servers)
 
 
 class FailedError(Exception):
@@ -158,7 +162,7 @@ def sample(row: Row, loader: str, files: list[Path], variables: dict[str, str]) 
     foreign /= time.monotonic() - start
     return [
         {
-            "seconds": sum(float(call["seconds"]) for call in calls),
+            "seconds": sum(float(call[row.counts]) for call in calls),
             "foreign_cores": foreign,
             "processes": list(calls),
         }
@@ -191,10 +195,31 @@ def run_row(row: Row, files: list[Path], blocks: int) -> list[Taken]:
     """
     loaders = [name for name in (row.ours, *row.others) if not missing(name)]
     samples: dict[str, list[list[Sample]]] = {name: [] for name in loaders}
-    failed: dict[str, str] = {}
     variables = throttle() if row.throttled else {}
     if row.consumer and row.device == "cpu":
         variables |= NO_GPU
+    with serving(row.network, files) as served:
+        failed = take_blocks(row, files, blocks, samples, variables | served)
+    check_answers(row, samples)
+    return [
+        Taken({name: [calls[number] for calls in taken] for name, taken in samples.items()}, failed)
+        for number in range(1 + (row.again is not None))
+    ]
+
+
+def take_blocks(
+    row: Row,
+    files: list[Path],
+    blocks: int,
+    samples: dict[str, list[list[Sample]]],
+    variables: dict[str, str],
+) -> dict[str, str]:
+    """Adds the samples of all blocks; gives the last words of loaders that are left out.
+
+    Raises:
+        FailedError: If ours fails.
+    """
+    failed: dict[str, str] = {}
     order = random.Random(row.name)  # noqa: S311  (a shuffle, reproducible)
     for block in range(blocks):
         say(f"{row.name}: block {block + 1} of {blocks}")
@@ -207,11 +232,7 @@ def run_row(row: Row, files: list[Path], blocks: int) -> list[Taken]:
                 say(f"left out of {row.name}: {failure}", markup=False)
                 failed[name] = str(failure)
                 del samples[name]
-    check_answers(row, samples)
-    return [
-        Taken({name: [calls[number] for calls in taken] for name, taken in samples.items()}, failed)
-        for number in range(1 + (row.again is not None))
-    ]
+    return failed
 
 
 def check_answers(row: Row, samples: dict[str, list[list[Sample]]]) -> None:

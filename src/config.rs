@@ -45,6 +45,9 @@ pub(crate) const IDLE_STREAMS_MAX: usize = 8;
 /// Unwanted bytes that are read rather than skipped between two wanted tensors.
 pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 
+/// The same of a remote file, where a request costs the way there and back.
+pub(crate) const REMOTE_GAP_BYTES_MAX: u64 = 1 << 20;
+
 /// The shortest pieces of rows that are read one by one: of shorter ones the whole rows are.
 pub(crate) const COLUMN_BYTES_MIN: u64 = 4 << 10;
 
@@ -98,6 +101,37 @@ pub(crate) const READ_THREADS_MAX: usize = 12;
 /// Threads that copy from slots to host memory.
 pub(crate) const COPY_THREADS_MAX: usize = 8;
 
+/// Bytes of a remote file that are asked for to open it: most headers are shorter.
+pub(crate) const REMOTE_HEAD_BYTES: u64 = 256 << 10;
+
+/// Ranges of remote files that are under way at first: what one connection brings is a fraction of a link.
+pub(crate) const REMOTE_READS: usize = 8;
+
+/// Connections that a load has at most, each for one range at a time; more were seen to collapse.
+pub(crate) const CONNECTIONS_MAX: usize = 64;
+
+/// Slots of all loads at most, those beyond `RING_SLOTS_MAX` never pinned and not kept: 1 GiB, for sources
+/// whose distance times their rate is more than the ring.
+pub(crate) const FAR_SLOTS_MAX: usize = 128;
+
+/// Threads that carry requests.
+pub(crate) const NETWORK_THREADS_MAX: usize = 8;
+
+/// How long the usual places are asked for credentials of object stores.
+pub(crate) const CREDENTIALS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Below this rate, over `network_patience`, a range is asked for anew: its connection is as good as dead.
+pub(crate) const STALL_BYTES_PER_SECOND: f64 = 1024.0;
+
+/// How often in a row a range is asked for in vain.
+pub(crate) const FRUITLESS_TRIES_MAX: u32 = 6;
+
+/// How often the ranges of one load are asked for again, all together.
+pub(crate) const LOAD_RETRIES_MAX: u32 = 256;
+
+/// The longest pause that a server is granted.
+pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
 /// The longest time between two looks at signals.
 pub(crate) const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -149,6 +183,9 @@ pub(crate) enum ReaderChoice {
 pub(crate) struct Config {
     /// `SAFETENSORS_STREAMING_READER`: `auto`, `io_uring` or `pread`.
     pub(crate) reader: ReaderChoice,
+    /// `SAFETENSORS_STREAMING_NETWORK_PATIENCE`, in seconds: how long a server may say nothing, or next
+    /// to nothing.
+    pub(crate) network_patience: Duration,
     /// `LOCAL_WORLD_SIZE`: ranks on this host that will read the same files.
     pub(crate) local_ranks: usize,
 }
@@ -162,6 +199,10 @@ pub(crate) fn config() -> Config {
             Some("pread") => ReaderChoice::Pread,
             _ => ReaderChoice::Auto,
         },
+        network_patience: variable("SAFETENSORS_STREAMING_NETWORK_PATIENCE")
+            .and_then(|text| Duration::try_from_secs_f64(text.parse().ok()?).ok())
+            .filter(|patience| !patience.is_zero())
+            .unwrap_or(Duration::from_secs(30)),
         local_ranks: variable("LOCAL_WORLD_SIZE").and_then(|text| text.parse().ok()).unwrap_or(1),
     })
 }

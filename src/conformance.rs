@@ -10,7 +10,7 @@ use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Buffer, Destination, Device};
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
-use crate::plan::{Plan, Wanted};
+use crate::plan::{Chunks, Plan, Wanted};
 use crate::reader::fake::{FakeReader, Random};
 use crate::reader::uring::UringReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook, Reader};
@@ -86,7 +86,7 @@ impl Scene {
         let (device, allocator) = to;
         let ring = Ring::new(SLOT_BYTES, SLOTS, 1);
         let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
-        let plan = Plan::new(self.wanted.clone(), &lengths, SLOT_BYTES, u64::MAX);
+        let plan = Plan::new(self.wanted.clone(), &lengths, Chunks::growing(SLOT_BYTES), u64::MAX);
         let mut recorder = Recorder::new(&self.wanted, faults);
         let mut lease = ring.lend(SLOTS, usize::MAX).unwrap();
         let outcome = Load {
@@ -144,7 +144,7 @@ fn files() -> (tempfile::TempDir, Scene) {
         let mut file = std::fs::File::create(&path).unwrap();
         file.write_all(&bytes).unwrap();
         file.sync_all().unwrap();
-        open(&path).unwrap()
+        open(&path.into()).unwrap()
     };
     let sources = contents().into_iter().enumerate().map(write).collect();
     (folder, scene(sources))

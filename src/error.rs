@@ -114,9 +114,34 @@ pub(crate) enum Error {
     Internal(String),
 }
 
+/// A refusal that is not the system's own, and counts as the one of its numbers that comes closest.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Refusal {
+    /// The error number.
+    pub(crate) errno: i32,
+    /// What happened.
+    pub(crate) message: String,
+}
+
+/// The number of an error of the system's, or of one that counts as such.
+pub(crate) fn errno_of(error: &io::Error) -> Option<i32> {
+    let refusal = || error.get_ref()?.downcast_ref::<Refusal>();
+    error.raw_os_error().or_else(|| Some(refusal()?.errno))
+}
+
 impl Error {
-    /// The system's refusal to do something with `path`.
+    /// The system's refusal to do something with `path`; an error of ours that came by its way.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        let source = match source.downcast::<Self>() {
+            Ok(own) => return own,
+            Err(source) => source,
+        };
+        if let Some(Refusal { errno, message }) =
+            source.get_ref().and_then(|source| source.downcast_ref())
+        {
+            return Self::refused(path, *errno, message);
+        }
         match source.kind() {
             // A name that no file can have, such as one with a NUL in it, is a missing file's.
             io::ErrorKind::NotFound | io::ErrorKind::InvalidInput

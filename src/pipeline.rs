@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::config::SIGNAL_INTERVAL;
 use crate::device::{self, Buffer, Destination, Placed, Placement, Slot};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_of};
 use crate::plan::{Plan, Read};
 use crate::queue::{Wakes, wait_for};
 use crate::reader::{self, Completion, Reader, Request};
@@ -160,10 +160,12 @@ impl Load<'_, '_> {
     /// caller who does not.
     fn submit(&mut self, progress: &mut Progress) -> bool {
         while let Some(read) = self.plan.reads.get(progress.next_read) {
-            if self.reader.is_full() || self.reader.with_source() >= self.lease.slots_to_read() {
+            let worth = self.reader.slots_worth();
+            let slots_to_read = self.lease.slots_to_read(worth);
+            if self.reader.is_full() || self.reader.with_source() >= slots_to_read {
                 return false;
             }
-            let Some(slot) = self.lease.take() else { return false };
+            let Some(slot) = self.lease.take_or_make(worth) else { return false };
             if !self.caller.admits(read) {
                 self.lease.put(slot);
                 return true;
@@ -227,7 +229,7 @@ impl Load<'_, '_> {
             Ok(got) => {
                 (got, "the file has become shorter while it was being loaded".to_owned(), None)
             }
-            Err(error) => (0, error.to_string(), error.raw_os_error()),
+            Err(error) => (0, error.to_string(), errno_of(&error)),
         };
         Err(Error::Read {
             path: self.sources[request.shard].path().to_owned(),
@@ -293,6 +295,7 @@ impl Load<'_, '_> {
     /// Waits until nothing is in flight: neither kernel nor device may touch a slot or a buffer
     /// after the load has returned.
     fn drain(&mut self) {
+        self.reader.stop();
         let mut slots: Vec<Slot> = Vec::new();
         while self.reader.in_flight() > 0 {
             slots.extend(

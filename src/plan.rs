@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::config::{ALIGNMENT_BYTES, FIRST_CHUNK_BYTES, GAP_BYTES_MAX, PIECES_MAX};
+use crate::config::{
+    ALIGNMENT_BYTES, FIRST_CHUNK_BYTES, GAP_BYTES_MAX, PIECES_MAX, REMOTE_GAP_BYTES_MAX,
+};
 
 /// Bytes of a shard that are to fill one target from its start: a range, or rows of equal length at
 /// equal distances.
@@ -47,10 +49,10 @@ impl Wanted {
     }
 
     /// What is read in one run: all of it, or row by row where too much lies between.
-    fn parts(&self, target: usize) -> Vec<Part> {
+    fn parts(&self, target: usize, gap_bytes_max: u64) -> Vec<Part> {
         let Self { begin, end, row_bytes, stride_bytes, .. } = *self;
         let whole = Part { target, target_offset: 0, begin, end, row_bytes, stride_bytes };
-        if stride_bytes - row_bytes <= GAP_BYTES_MAX {
+        if stride_bytes - row_bytes <= gap_bytes_max {
             return vec![whole];
         }
         let row = |row: u64| {
@@ -97,17 +99,18 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans reads of at most `chunk_bytes` over sources of the given lengths: one window of targets
-    /// (see [`windows`]) after the other, each in file order.
+    /// Plans reads over sources of the given lengths: one window of targets (see [`windows`]) after the
+    /// other, each in file order.
     pub(crate) fn new(
         wanted: Vec<Wanted>,
         source_bytes: &[u64],
-        chunk_bytes: usize,
+        chunks: Chunks,
         window_bytes: u64,
     ) -> Self {
         let mut reads = Vec::new();
-        let bytes = wanted.iter().map(Wanted::bytes).sum();
-        let chunks = Chunks { largest: chunk_bytes, all_bytes: bytes };
+        let all_bytes: u64 = wanted.iter().map(Wanted::bytes).sum();
+        let first_bytes = if all_bytes <= chunks.bytes { chunks.bytes } else { chunks.first_bytes };
+        let chunks = Chunks { first_bytes, ..chunks };
         for window in windows(&wanted, window_bytes) {
             plan_window(&wanted, window, source_bytes, chunks, &mut reads);
         }
@@ -116,21 +119,32 @@ impl Plan {
 }
 
 /// How large reads are.
-#[derive(Clone, Copy)]
-struct Chunks {
-    largest: usize,
-    all_bytes: u64,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunks {
+    /// The first ones of a load that takes several.
+    first_bytes: u64,
+    /// At most, most of them.
+    bytes: u64,
+    /// Unwanted bytes that are read rather than skipped.
+    gap_bytes_max: u64,
 }
 
 impl Chunks {
-    /// Of a load that takes several, the first four reads are small, the next four twice as large, and
-    /// so on: the sooner one is done, the sooner the device has something to do.
+    /// The first four reads are small, the next four twice as large, and so on: the sooner one is done,
+    /// the sooner the device has something to do.
+    pub(crate) fn growing(bytes: usize) -> Self {
+        let gap_bytes_max = GAP_BYTES_MAX;
+        Self { first_bytes: FIRST_CHUNK_BYTES, bytes: bytes as u64, gap_bytes_max }
+    }
+
+    /// All of one size: each is a request, which costs the way to the source and back.
+    pub(crate) fn equal(bytes: usize) -> Self {
+        let (bytes, gap_bytes_max) = (bytes as u64, REMOTE_GAP_BYTES_MAX);
+        Self { first_bytes: bytes, bytes, gap_bytes_max }
+    }
+
     fn bytes(self, reads_before: usize) -> u64 {
-        let largest = self.largest as u64;
-        if self.all_bytes <= largest {
-            return largest;
-        }
-        largest.min(FIRST_CHUNK_BYTES << (reads_before / 4).min(4))
+        self.bytes.min(self.first_bytes << (reads_before / 4).min(4))
     }
 }
 
@@ -157,13 +171,14 @@ fn plan_window(
     reads: &mut Vec<Read>,
 ) {
     let targets = window.filter(|&target| wanted[target].bytes() > 0);
-    let mut parts: Vec<Part> = targets.flat_map(|target| wanted[target].parts(target)).collect();
+    let parts = |target: usize| wanted[target].parts(target, chunks.gap_bytes_max);
+    let mut parts: Vec<Part> = targets.flat_map(parts).collect();
     parts.sort_by_key(|part| (wanted[part.target].shard, part.begin));
     let mut span: Option<Span> = None;
     for part in parts {
         let shard = wanted[part.target].shard;
         span = match span.take() {
-            Some(open) if open.reaches(shard, &part) => Some(open.with(part)),
+            Some(open) if open.reaches(shard, &part, chunks) => Some(open.with(part)),
             finished => {
                 if let Some(open) = finished {
                     open.cut(source_bytes[open.shard], chunks, reads);
@@ -219,8 +234,8 @@ struct Span {
 }
 
 impl Span {
-    fn reaches(&self, shard: usize, part: &Part) -> bool {
-        shard == self.shard && part.begin <= self.end.saturating_add(GAP_BYTES_MAX)
+    fn reaches(&self, shard: usize, part: &Part, chunks: Chunks) -> bool {
+        shard == self.shard && part.begin <= self.end.saturating_add(chunks.gap_bytes_max)
     }
 
     fn with(mut self, part: Part) -> Self {
@@ -266,7 +281,7 @@ impl Span {
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
-    use super::{ALIGNMENT_BYTES, GAP_BYTES_MAX, Plan, Wanted, windows};
+    use super::{ALIGNMENT_BYTES, Chunks, GAP_BYTES_MAX, Plan, Read, Wanted, windows};
 
     const CHUNK: usize = 4 * ALIGNMENT_BYTES;
 
@@ -280,7 +295,7 @@ mod tests {
     }
 
     fn check_windows(ranges: &[Wanted], source_bytes: &[u64], window_bytes: u64) -> Plan {
-        let plan = Plan::new(ranges.to_vec(), source_bytes, CHUNK, window_bytes);
+        let plan = Plan::new(ranges.to_vec(), source_bytes, Chunks::growing(CHUNK), window_bytes);
         let byte = |shard: usize, offset: u64| (offset * 31 + shard as u64 * 7) as u8;
         let mut filled: Vec<Vec<Option<u8>>> =
             ranges.iter().map(|range| vec![None; range.bytes() as usize]).collect();
@@ -369,16 +384,12 @@ mod tests {
             let plan = check_windows(&ranges, &sizes, window_bytes);
             let windows = windows(&ranges, window_bytes);
             let window_of = |target| windows.iter().position(|window| window.contains(&target));
-            let of_reads: Vec<_> = plan
-                .reads
-                .iter()
-                .map(|read| {
-                    let window = window_of(read.pieces[0].target);
-                    assert!(read.pieces.iter().all(|piece| window_of(piece.target) == window));
-                    window
-                })
-                .collect();
-            assert!(of_reads.is_sorted());
+            let of_read = |read: &Read| {
+                let window = window_of(read.pieces[0].target);
+                assert!(read.pieces.iter().all(|piece| window_of(piece.target) == window));
+                window
+            };
+            assert!(plan.reads.iter().map(of_read).is_sorted());
             for window in windows.iter().filter(|window| window.len() > 1) {
                 let bytes: u64 = ranges[window.clone()].iter().map(Wanted::bytes).sum();
                 assert!(bytes <= window_bytes);

@@ -40,7 +40,11 @@ pub(crate) struct Report {
     pub(crate) busy: Busy,
     /// Where the tensors are: `cpu` or `cuda:N`.
     pub(crate) device: String,
-    /// How bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, or several joined by `+`.
+    /// Whether the bytes came over a network.
+    #[serde(skip)]
+    pub(crate) remote: bool,
+    /// How bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, `network`, or several joined by
+    /// `+`.
     pub(crate) reader: String,
     /// Why so.
     pub(crate) reason: String,
@@ -61,6 +65,8 @@ pub(crate) struct Report {
 /// What a load can be bound by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bound {
+    /// Ranges of remote files.
+    Network,
     /// Reads past the page cache.
     Disk,
     /// Reads from the page cache.
@@ -83,6 +89,7 @@ impl Bound {
     /// In words, which are the keys of ceilings as well.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Network => "network",
             Self::Disk => "disk",
             Self::PageCache => "page cache",
             Self::Link => "link",
@@ -105,7 +112,11 @@ impl Report {
         if self.read_bytes == 0 {
             return (Bound::Nothing, self.seconds.total);
         }
-        let source = if self.cached_fraction < 0.5 { Bound::Disk } else { Bound::PageCache };
+        let source = match self.cached_fraction {
+            _ if self.remote => Bound::Network,
+            cached if cached < 0.5 => Bound::Disk,
+            _ => Bound::PageCache,
+        };
         let copies = if self.device == "cpu" { Bound::HostCopy } else { Bound::Link };
         let shares = [
             (source, reading),

@@ -5,13 +5,13 @@ use std::io;
 use std::sync::{OnceLock, PoisonError};
 
 // What threads hand slots over with: loom's own where it tries every order of them.
-#[cfg(loom)]
+#[cfg(every_order)]
 use ::loom::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     sync::{Arc, Mutex, MutexGuard},
     thread::{Builder, JoinHandle},
 };
-#[cfg(not(loom))]
+#[cfg(not(every_order))]
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     sync::{Arc, Mutex, MutexGuard},
@@ -19,11 +19,12 @@ use std::{
 };
 
 use crate::config::{
-    RING_SLOTS_MAX, SLOT_BYTES, SLOT_MAKERS_MAX, SLOTS_MIN, UNPINNED_SLOTS_MAX, processors,
+    FAR_SLOTS_MAX, RING_SLOTS_MAX, SLOT_BYTES, SLOT_MAKERS_MAX, SLOTS_MIN, UNPINNED_SLOTS_MAX,
+    processors,
 };
 use crate::device::Slot;
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, every_order))]
 mod loom;
 
 /// A bounded pool of slots.
@@ -149,6 +150,19 @@ impl Ring {
         room(before.unwrap_or_else(|made| made))
     }
 
+    /// A new slot; none where there are as many as may be, or no memory: fewer will do.
+    fn make(&self) -> Option<Slot> {
+        let made = self.made.load(Ordering::Relaxed);
+        let new = match made {
+            _ if made < self.slots_max => Slot::new,
+            _ if made < FAR_SLOTS_MAX => Slot::never_pinned,
+            _ => return None,
+        };
+        let slot = new(self.slot_bytes).ok()?;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        Some(slot)
+    }
+
     /// Gives idle slots back to the system; tells how many bytes.
     pub(crate) fn release(&self) -> usize {
         let idle = std::mem::take(&mut *locked(&self.free));
@@ -169,7 +183,7 @@ impl Ring {
     }
 
     fn give_back(&self, slot: Slot) {
-        if slot.pinned().is_refused() || self.made.load(Ordering::Relaxed) > self.slots_max {
+        if !slot.pinned().may_be() || self.made.load(Ordering::Relaxed) > self.slots_max {
             self.made.fetch_sub(1, Ordering::Relaxed);
         } else {
             locked(&self.free).push(slot);
@@ -186,6 +200,22 @@ impl Lease<'_> {
         let made = locked(&self.making.as_ref()?.slots).pop()?;
         self.received += 1;
         Some(made)
+    }
+
+    /// The same, or one more as long as there are fewer than the load has use for: an idle one, or a new
+    /// one. What goes beyond the ring's limit is never pinned, and freed with the lease.
+    pub(crate) fn take_or_make(&mut self, worth: usize) -> Option<Slot> {
+        if let Some(slot) = self.take() {
+            return Some(slot);
+        }
+        if self.lent >= worth {
+            return None;
+        }
+        let idle = locked(&self.ring.free).pop();
+        let slot = idle.or_else(|| self.ring.make())?;
+        self.lent += 1;
+        self.received += 1;
+        Some(slot)
     }
 
     /// A slot that was taken comes back. Of slots that could not be pinned only a pair is kept: what
@@ -208,10 +238,12 @@ impl Lease<'_> {
         self.lent
     }
 
-    /// How many slots may be with the reader: the others keep the device busy until a read ends. A disk
-    /// that shares itself out among many reads ends them all late, and at the same time.
-    pub(crate) fn slots_to_read(&self) -> usize {
-        self.lent - self.lent / 4
+    /// How many slots may be with the reader, which has use for so many if not for more: the others keep
+    /// the device busy until a read ends. A disk that shares itself out among many reads ends them all
+    /// late, and at the same time.
+    pub(crate) fn slots_to_read(&self, worth: usize) -> usize {
+        let slots = self.lent.max(worth);
+        slots - slots / 4
     }
 
     /// Bytes in this lease.
@@ -228,6 +260,8 @@ impl Drop for Lease<'_> {
             self.free.extend(making.end());
         }
         self.free.append(&mut self.parked);
+        // Those that nobody pins go first.
+        self.free.sort_by_key(|slot| slot.pinned().may_be());
         let lost = self.lent - self.free.len();
         self.ring.made.fetch_sub(lost, Ordering::Relaxed);
         self.free.drain(..).for_each(|slot| self.ring.give_back(slot));
@@ -250,7 +284,7 @@ impl Generation {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, not(every_order)))]
 mod tests {
     use super::Ring;
 
@@ -266,6 +300,19 @@ mod tests {
         assert_eq!((ring.made(), ring.idle()), (3, 3));
         assert_eq!(ring.release(), 3 * 4096);
         assert_eq!((ring.made(), ring.idle()), (0, 0));
+    }
+
+    #[test]
+    fn a_lease_grows_by_idle_slots_then_by_new_ones_and_no_further_than_it_is_worth() {
+        let ring = Ring::new(4096, 3, 1);
+        drop(ring.lend(3, usize::MAX).map(|mut lease| lease.complete()));
+        let mut lease = ring.lend(1, 1).unwrap();
+        let mut slots: Vec<_> = std::iter::from_fn(|| lease.take_or_make(5)).collect();
+        assert_eq!((slots.len(), ring.made(), ring.idle()), (5, 5, 0));
+        assert_eq!(slots.iter().filter(|slot| slot.pinned().may_be()).count(), 3);
+        slots.drain(..).for_each(|slot| lease.put(slot));
+        drop(lease);
+        assert_eq!((ring.made(), ring.idle()), (3, 3));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,9 @@ from safetensors.torch import save_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+#: How long a server may say nothing; it is read with the first remote file.
+os.environ["SAFETENSORS_STREAMING_NETWORK_PATIENCE"] = "1"
 
 MIB = 1 << 20
 

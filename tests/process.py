@@ -36,8 +36,8 @@ def threads() -> list[str]:
 
 
 def busy() -> list[str]:
-    """Threads of loads; those that read ahead of a mapping are none."""
-    return [name for name in threads() if not name.startswith("sst-ahead")]
+    """Threads of loads; neither those that read ahead of a mapping, nor the network's."""
+    return [name for name in threads() if not name.startswith(("sst-ahead", "sst-network"))]
 
 
 def descriptors() -> list[str]:

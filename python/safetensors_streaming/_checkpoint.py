@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakSet
 
 from safetensors_streaming import _native
+from safetensors_streaming._addresses import Located, located, scheme_of
 from safetensors_streaming._known import Verify, expected
 from safetensors_streaming._upstream import BACKENDS, calls, cuda_ordinal, plain_device
 
@@ -35,6 +36,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
     dtype: "torch.dtype | None" = None,
     device_map: Mapping[str, object] | None = None,
     verify: Verify | None = None,
+    cache_dir: Path | None = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load the tensors of all shards of a checkpoint.
 
@@ -42,7 +44,8 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
     shards, or an index that disagrees with the headers is told by name.
 
     Args:
-        path: A file, a folder, a `model.safetensors.index.json`, a glob pattern, or several files.
+        path: A file, a folder, a `model.safetensors.index.json`, a glob pattern, or several files;
+            or addresses of remote files or of an index, as for `load_file`.
         device: "cpu", "cuda" (the first GPU), "cuda:N" or N, or such a torch.device.
         filter: Called with each name; only tensors for which it is true are loaded.
         backend: "mmap" maps the files, "pread" reads them into memory that the tensors own.
@@ -56,6 +59,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
             longest that fits a name decides. All devices are filled from one pass over the files.
         verify: As for `load_file`; digests of several files by file name. With a filter all bytes
             of the files are read all the same; "device" is about the tensors on GPUs.
+        cache_dir: As for `load_file`; a load with a filter writes nothing to it.
 
     Returns:
         The tensors by name, in the order of shards and files.
@@ -77,7 +81,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
         place, any_gpu = _placement(device_map)
         backend = "pread" if any_gpu else backend  # one pass for all devices is the engine's
     known = expected(verify, any_gpu, dtype)
-    paths = paths_of(path)
+    paths = paths_of(path, cache_dir)
     calls.serve("load_checkpoint")
     with progress_bar(progress) as tell:
         return _native.load_checkpoint(
@@ -93,6 +97,7 @@ def stream(  # noqa: PLR0913 - independent keywords
     backend: str = "pread",
     cache: CachePolicy = "auto",
     allocator: str = "torch",
+    cache_dir: Path | None = None,
 ) -> Iterator[tuple[str, "torch.Tensor"]]:
     """Yield each tensor of a checkpoint as it arrives.
 
@@ -106,6 +111,7 @@ def stream(  # noqa: PLR0913 - independent keywords
         backend: "pread" reads into memory that the tensors own, "mmap" maps the files.
         cache: As for `load_checkpoint`.
         allocator: As for `load_file`.
+        cache_dir: As for `load_checkpoint`.
 
     Yields:
         Name and tensor, in the order of arrival.
@@ -118,7 +124,7 @@ def stream(  # noqa: PLR0913 - independent keywords
         RuntimeError: The GPU or its driver refuses.
     """
     gpu = _check(device, backend)
-    paths = paths_of(path)
+    paths = paths_of(path, cache_dir)
     calls.serve("stream")
     if backend == "mmap" and gpu is None:
         return iter(_native.load_checkpoint(paths, backend, cache, filter, None).items())
@@ -175,17 +181,19 @@ def _placement(device_map: Mapping[str, object]) -> tuple[Callable[[str], int | 
     return place, any(ordinal is not None for ordinal in ordinals.values())
 
 
-def paths_of(path: PathOrPaths) -> list[str]:
-    """The files that a path, a pattern or a list of paths names."""
+def paths_of(path: PathOrPaths, cache_dir: Path | None = None) -> list[Located]:
+    """The files that a path, an address, a pattern or a list of paths names."""
     if isinstance(path, str | PathLike):
+        if scheme_of(path):
+            return [located(path, cache_dir)]
         text = os.fspath(path)
         if os.path.lexists(text) or not glob.has_magic(text):
             return [text]
         found = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - an absolute pattern too
         if not found:
             raise FileNotFoundError(f"No such file or directory: {text}")
-        return found
-    paths = [os.fspath(item) for item in path]
+        return list(found)
+    paths = [located(os.fspath(item), cache_dir) for item in path]
     if not paths:
         raise ValueError("no files were named")
     return paths

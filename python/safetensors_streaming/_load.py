@@ -4,6 +4,7 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from safetensors_streaming import _native
+from safetensors_streaming._addresses import located, scheme_of
 from safetensors_streaming._default import read_otherwise
 from safetensors_streaming._known import Verify, expected
 from safetensors_streaming._upstream import (
@@ -26,11 +27,15 @@ def load_file(  # noqa: PLR0913 - independent keywords
     allocator: str = "torch",
     dtype: "torch.dtype | None" = None,
     verify: Verify | None = None,
+    cache_dir: str | PathLike[str] | None = None,
 ) -> dict[str, "torch.Tensor"]:
     """Load all tensors of a file.
 
     Args:
-        filename: The file, a str or PathLike.
+        filename: The file, a str or PathLike; or the address of a remote one, a str: "https://...",
+            "s3://bucket/key", "gs://bucket/key", "az://container/key" or
+            "hf://organisation/model[@revision][/file]". What is remote is read into memory that the
+            tensors own.
         device: "cpu" or None, "cuda" (the first GPU), "cuda:N" or N, or such a torch.device; other
             devices are handed to upstream.
         backend: "mmap" maps the file and copies nothing; a file that is not in the page cache is
@@ -46,6 +51,8 @@ def load_file(  # noqa: PLR0913 - independent keywords
             it is made while the bytes pass, of a file that is mapped in a pass of its own.
             "device" sums what has arrived in a GPU's memory, there, and compares it with what was
             read.
+        cache_dir: A folder that keeps what is read of an address: the file is written to it while
+            it is loaded, and the next load finds it there. None keeps nothing.
 
     Returns:
         The tensors by name, in the order of the file.
@@ -53,7 +60,7 @@ def load_file(  # noqa: PLR0913 - independent keywords
     Raises:
         SafetensorError: The file is not a valid safetensors file, or its bytes are not those that
             they should be.
-        OSError: The file cannot be opened or read.
+        OSError: The file cannot be opened or read; of a remote one, the server's words.
         ValueError: An argument is not among those named here, or no SHA-256 is known of the file.
         torch.OutOfMemoryError: The GPU has no room for the tensors.
         RuntimeError: The GPU or its driver refuses.
@@ -64,7 +71,10 @@ def load_file(  # noqa: PLR0913 - independent keywords
         ordinal, read_ahead = cuda_ordinal(device), not read_otherwise.get()
         known = expected(verify, ordinal is not None, dtype)
         calls.serve("load_file")
-        return _native.load_file(filename, backend, ordinal, allocator, dtype, read_ahead, known)
+        file = located(filename, cache_dir)
+        return _native.load_file(file, backend, ordinal, allocator, dtype, read_ahead, known)
+    if scheme_of(filename):
+        raise ValueError(f"an address is nothing that upstream can load: {reason}")
     if verify is not None:
         raise ValueError(f"nothing can be verified of a load that upstream does: {reason}")
     calls.delegate(reason)

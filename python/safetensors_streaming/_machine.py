@@ -5,9 +5,11 @@ import re
 import resource
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 
 from safetensors_streaming import _native
+from safetensors_streaming._addresses import Located
 from safetensors_streaming._verify import FileFacts
 from safetensors_streaming.cuda import GpuFacts, gpu_facts
 
@@ -119,7 +121,7 @@ class Diagnosis:
         return {**asdict(self), "advice": advice(self)}
 
 
-def diagnose(paths: list[str], device: int | None, *, any_gpu: bool = False) -> Diagnosis:
+def diagnose(paths: list[Located], device: int | None, *, any_gpu: bool = False) -> Diagnosis:
     """Look at the machine, and measure it.
 
     Args:
@@ -130,8 +132,11 @@ def diagnose(paths: list[str], device: int | None, *, any_gpu: bool = False) -> 
     Raises:
         SafetensorError: A file is not a valid safetensors file, or names disagree.
         OSError: A file cannot be opened or read.
+        ValueError: A file is remote.
         RuntimeError: There is no such GPU, or its driver refuses.
     """
+    if not all(isinstance(path, str | PathLike) for path in paths):
+        raise ValueError("an address is on a network: this machine's disks do not bound it")
     described = _native.describe(paths) if paths else []
     files = files_of(described) if described else None
     refusal = None
@@ -225,7 +230,7 @@ def _folders(cgroups: Path, groups: str, controller: str) -> Iterator[Path]:
 
 def files_of(described: list[FileFacts]) -> Files:
     """Look at the files of a checkpoint."""
-    facts = [(_native.file_facts(path), path, total) for path, total, *_ in described]
+    facts = [(_native.file_facts(path), Path(path), total) for path, total, *_ in described]
     alignments = [alignment for (alignment, _), *_ in facts]
     pages = [pages for (_, pages), *_ in facts]
     pages_in_all = sum(-(-total // mmap.PAGESIZE) for *_, total in facts)

@@ -1,14 +1,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, final
+from typing import Any, Literal, TypeAlias, final
 
 from torch import Tensor, dtype
 from typing_extensions import Self, disjoint_base
 
 __all__ = [
     "DEBUG_BUILD",
+    "Address",
     "DeviceArray",
     "Handle",
     "PlannedLoad",
@@ -30,16 +30,23 @@ __all__ = [
     "measure_ceilings",
     "read_through",
     "release",
+    "settle",
 ]
+
+_Located: TypeAlias = str | PathLike[str] | Address
 
 __version__: str
 DEBUG_BUILD: bool
+
+@final
+class Address:
+    def __new__(cls, address: str, settings: dict[str, str], cache: str | None = None) -> Self: ...
 
 @disjoint_base
 class Handle:
     def __new__(
         cls,
-        filename: str | PathLike[str],
+        filename: _Located,
         backend: str,
         device: int | None = None,
     ) -> Self: ...
@@ -78,7 +85,7 @@ class PlannedLoad:
 class Stream:
     def __new__(
         cls,
-        paths: Sequence[str | PathLike[str]],
+        paths: Sequence[_Located],
         cache: str,
         filter: Callable[[str], object] | None = None,
         device: int | None = None,
@@ -144,7 +151,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]: ...
 
 def load_file(
-    filename: str | PathLike[str],
+    filename: _Located,
     backend: str,
     device: int | None = None,
     allocator: str = "torch",
@@ -154,7 +161,7 @@ def load_file(
 ) -> dict[str, Tensor]: ...
 def load_bytes(data: bytes) -> dict[str, Tensor]: ...
 def load_checkpoint(
-    paths: Sequence[str | PathLike[str]],
+    paths: Sequence[_Located],
     backend: str,
     cache: str,
     filter: Callable[[str], object] | None,
@@ -166,33 +173,34 @@ def load_checkpoint(
     verify: str | Callable[[list[str | PathLike[str]]], list[str]] | None = None,
 ) -> dict[str, Tensor]: ...
 def load_into(
-    paths: Sequence[str | PathLike[str]],
+    paths: Sequence[_Located],
     cache: str,
     choose: Callable[[list[tuple[str, str, list[int]]]], list[tuple[Tensor, bool] | None]],
     progress: Callable[[int, int], object] | None,
 ) -> list[tuple[Tensor, Tensor]]: ...
 def load_arrays(
-    paths: Sequence[str | PathLike[str]],
+    paths: Sequence[_Located],
     device: int,
     cache: str,
     filter: Callable[[str], object] | None,
 ) -> dict[str, DeviceArray]: ...
 def describe(
-    paths: Sequence[str | PathLike[str]],
+    paths: Sequence[_Located],
 ) -> list[
-    tuple[Path, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
+    tuple[str, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
 ]: ...
 def digest_checkpoint(
-    paths: Sequence[str | PathLike[str]],
+    paths: Sequence[_Located],
     tensors: bool = False,
     progress: Callable[[int, int], object] | None = None,
-) -> list[tuple[Path, list[tuple[str, str]]]]: ...
+) -> list[tuple[str, list[tuple[str, str]]]]: ...
 def file_facts(path: str | PathLike[str]) -> tuple[int | None, int | None]: ...
 def gpu_facts(device: int) -> dict[str, int | None]: ...
 def machine_facts() -> dict[str, Any]: ...
 def measure_ceilings(
-    paths: Sequence[str | PathLike[str]], device: int | None = None
+    paths: Sequence[_Located], device: int | None = None
 ) -> tuple[dict[str, float], dict[str, tuple[float, str]]]: ...
-def read_through(paths: Sequence[str | PathLike[str]], cache: str = "auto") -> Report: ...
+def read_through(paths: Sequence[_Located], cache: str = "auto") -> Report: ...
 def release() -> int: ...
+def settle() -> None: ...
 def last_report() -> Report | None: ...

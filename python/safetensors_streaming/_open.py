@@ -4,6 +4,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any
 
+from safetensors_streaming._addresses import located, scheme_of
 from safetensors_streaming._native import Handle
 from safetensors_streaming._upstream import (
     calls,
@@ -24,7 +25,7 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
     upstream's class.
 
     Args:
-        filename: The file, a str or PathLike.
+        filename: The file, a str or PathLike; or the address of a remote one, as for `load_file`.
         framework: "pt", "torch" or "pytorch"; others are upstream's.
         device: "cpu" or None, "cuda" (the first GPU), "cuda:N" or N, or such a torch.device; others
             are upstream's.
@@ -51,11 +52,13 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
         """Open the file, or let upstream open it."""
         device = plain_device(device)
         reason = reason_to_delegate(framework, device, backend)
+        if reason is not None and scheme_of(filename):
+            raise ValueError(f"an address is nothing that upstream can open: {reason}")
         if reason is not None:
             calls.delegate(reason)
             upstream: safe_open = open_upstream(filename, framework, device, backend)
             return upstream
-        handle = Handle.__new__(cls, filename, backend, cuda_ordinal(device))
+        handle = Handle.__new__(cls, located(filename), backend, cuda_ordinal(device))
         handle._arguments = (filename, framework, device, backend)  # noqa: SLF001
         handle._upstream = None  # noqa: SLF001
         calls.serve("safe_open")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors_streaming import SafetensorError, _native
+from safetensors_streaming._addresses import scheme_of
 from safetensors_streaming._checkpoint import PathOrPaths, Progress, paths_of
 from safetensors_streaming._known import known_sha256, sha256_of
 
@@ -16,7 +17,7 @@ FORMAT = "safetensors-streaming manifest 1"
 
 #: A file as `_native.describe` tells of it: path, bytes, first byte of the data, metadata, tensors
 #: with name, dtype, shape, first byte and the byte after the last.
-FileFacts = tuple[Path, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
+FileFacts = tuple[str, int, int, dict[str, str] | None, list[tuple[str, str, list[int], int, int]]]
 
 
 class FileDigests(NamedTuple):
@@ -67,13 +68,16 @@ def check_sha256(
     Returns:
         The files of which no digest is known, and what does not agree.
     """
-    files = [str(file) for file, *_ in _native.describe(paths_of(path))]
+    files = [file for file, *_ in _native.describe(paths_of(path))]
     wanted = known_sha256(files, known)
-    digests = _native.digest_checkpoint(list(wanted), progress=progress) if wanted else []
+    # An address is told without what it is reached with.
+    remote = any(scheme_of(file) for file in files)
+    digested = paths_of(path) if remote else list(wanted)
+    digests = _native.digest_checkpoint(digested, progress=progress) if wanted else []
     mismatches = [
-        Mismatch(str(file), None, wanted[str(file)], digest)
+        Mismatch(file, None, wanted[file], digest)
         for file, [(_, digest)] in digests
-        if digest != wanted[str(file)]
+        if file in wanted and digest != wanted[file]
     ]
     return [file for file in files if file not in wanted], mismatches
 
@@ -105,17 +109,17 @@ def check_manifest(
     for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
         own = wanted.pop(Path(file).name, None)
         if own is None:
-            mismatches.append(Mismatch(str(file), None, None, digests[0][1]))
+            mismatches.append(Mismatch(file, None, None, digests[0][1]))
             continue
         (_, header), *tensors = digests
         if header != own.header:
-            mismatches.append(Mismatch(str(file), None, own.header, header))
+            mismatches.append(Mismatch(file, None, own.header, header))
         known = dict(own.tensors)
         for name, digest in tensors:
             expected = known.pop(name, None)
             if digest != expected:
-                mismatches.append(Mismatch(str(file), name, expected, digest))
-        mismatches += [Mismatch(str(file), name, digest, None) for name, digest in known.items()]
+                mismatches.append(Mismatch(file, name, expected, digest))
+        mismatches += [Mismatch(file, name, digest, None) for name, digest in known.items()]
     mismatches += [Mismatch(name, None, own.header, None) for name, own in wanted.items()]
     return mismatches
 

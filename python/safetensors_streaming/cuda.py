@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from safetensors_streaming import _native
+from safetensors_streaming._addresses import located
 from safetensors_streaming._checkpoint import CachePolicy, Path, PathOrPaths, paths_of
 from safetensors_streaming._native import DeviceArray
 from safetensors_streaming._upstream import calls
@@ -64,7 +65,7 @@ def load_file(filename: Path, device: int = 0) -> dict[str, DeviceArray]:
         RuntimeError: There is no such GPU, its driver refuses, or it has no room.
     """
     calls.serve("cuda.load_file")
-    return _native.load_arrays([filename], device, "auto", None)
+    return _native.load_arrays([located(filename)], device, "auto", None)
 
 
 def load_checkpoint(

@@ -14,7 +14,7 @@ use crate::device::Destination;
 use crate::digest::{Digests, Hasher};
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
-use crate::plan::{Plan, Wanted};
+use crate::plan::{Chunks, Plan, Wanted};
 use crate::reader::choice::is_mostly_cached;
 use crate::reader::digesting::DigestingReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook};
@@ -90,10 +90,12 @@ pub(crate) fn run_digesting<H: Hasher>(
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
     let bytes = wanted.iter().map(Wanted::bytes).sum();
-    let cached = are_cached(sources);
+    let remote = sources.iter().any(|source| source.remote().is_some());
+    let cached = !remote && are_cached(sources);
     let (chunk_bytes, slots_max) = sizes(cached, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
-    let plan = Plan::new(wanted, &source_bytes, chunk_bytes, options.window_bytes);
+    let chunks = if remote { Chunks::equal } else { Chunks::growing }(chunk_bytes);
+    let plan = Plan::new(wanted, &source_bytes, chunks, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
     let read_bytes: u64 = plan.reads.iter().map(|read| read.bytes as u64).sum();
     // Copying bytes into a new slot takes as long as making it: what a cache holds is worth no more of
@@ -120,6 +122,7 @@ pub(crate) fn run_digesting<H: Hasher>(
         seconds: Seconds { plan: planned, load: total - planned, total, ..Seconds::default() },
         busy: timeline.busy(),
         device: device.name(),
+        remote,
         reader: chooser.names(),
         reason: chooser.reason(),
         cached_fraction: chooser.cached_fraction(),

@@ -21,7 +21,7 @@ use crate::plan::Wanted;
 use crate::reader::ahead::read_ahead;
 use crate::reader::choice::is_mostly_cached;
 use crate::source::file::Identity;
-use crate::source::{LocalFile, Source, read_full};
+use crate::source::{self, Address, LocalFile, Source, read_full};
 use crate::tensor::{Form, Memory, Tensor};
 
 /// Upstream's first words on a bad header of a file.
@@ -203,14 +203,25 @@ pub(crate) struct Place {
 }
 
 impl Checkpoint {
-    /// Opens every shard; an index that disagrees with the headers, or a name in two shards, is an
+    /// Opens every shard, where one is remote by the engine; an index that disagrees with the headers, or a name in two shards, is an
     /// error.
     pub(crate) fn open(location: &Location, backend: Backend) -> Result<Self> {
-        let open = |path: &PathBuf| match backend {
-            Backend::Mapped => Shard::open_mapped(path),
-            Backend::Engine => Shard::of_source(crate::source::open(path)?, FILE_WORDS),
+        let remote = location.shards.iter().any(Address::is_remote);
+        let shards: Vec<Shard> = match backend {
+            Backend::Mapped if !remote => {
+                let open = |address: &Address| Shard::open_mapped(address.path());
+                location.shards.iter().map(open).collect::<Result<_>>()?
+            }
+            _ => {
+                let sources = source::open_all(&location.shards)?;
+                let kept = sources.iter().all(|source| source.local().is_some());
+                let open = |source: Arc<dyn Source>| match backend {
+                    Backend::Mapped if kept => Shard::open_mapped(source.path()),
+                    _ => Shard::of_source(source, FILE_WORDS),
+                };
+                sources.into_iter().map(open).collect::<Result<_>>()?
+            }
         };
-        let shards: Vec<Shard> = location.shards.iter().map(open).collect::<Result<_>>()?;
         let checkpoint = Self { shards };
         checkpoint.check_names()?;
         if let Some((path, index)) = &location.index {

@@ -35,6 +35,11 @@ impl Slot {
         Ok(Self { pin: Pin::default(), memory, start, bytes })
     }
 
+    /// The same, for copies that go through the driver's own staging memory.
+    pub(crate) fn never_pinned(bytes: usize) -> io::Result<Self> {
+        Ok(Self { pin: Pin::Unwanted, ..Self::new(bytes)? })
+    }
+
     /// The bytes behind what is read, for tables of the pieces in it.
     pub(super) fn table(&self) -> &[u8] {
         let start = self.start + self.bytes;
@@ -76,5 +81,11 @@ impl Slot {
     /// Its memory, to be filled.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.bytes]
+    }
+}
+
+impl AsMut<[u8]> for Slot {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.as_mut_slice()
     }
 }

@@ -1,7 +1,6 @@
 //! Device memory of ours without torch: arrays that other libraries' arrays take over by
 //! `__cuda_array_interface__` (version 3) or by `DLPack`.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use pyo3::exceptions::PyBufferError;
@@ -14,10 +13,11 @@ use crate::device::cuda::driver::Gpu;
 use crate::device::{Buffer, CudaBuffer};
 use crate::error::Error;
 use crate::format::Dtype;
+use crate::python::address::{Named, location_of};
 use crate::python::collector::Collector;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Ready, Targets};
-use crate::python::load::{cache_of, location_of, select, sources_of, targets_of};
+use crate::python::load::{cache_of, select, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::to_capsule;
 use crate::tensor::{Form, Memory as TensorMemory, Tensor};
@@ -132,7 +132,7 @@ fn type_string(dtype: Dtype) -> &'static str {
 #[pyfunction]
 pub(crate) fn load_arrays<'py>(
     py: Python<'py>,
-    paths: Vec<PathBuf>,
+    paths: Vec<Named>,
     device: usize,
     cache: &str,
     filter: Option<Py<PyAny>>,

@@ -43,7 +43,7 @@ impl Check {
         if !verify.is_callable() {
             return Ok(Self::Device);
         }
-        let paths: Vec<_> = checkpoint.shards.iter().map(|shard| &shard.path).collect();
+        let paths: Vec<_> = checkpoint.shards.iter().map(|shard| shard.path.as_os_str()).collect();
         let known: Vec<String> = verify.call1((paths,))?.extract()?;
         if known.len() != checkpoint.shards.len() {
             return Err(PyValueError::new_err("one SHA-256 for each file is wanted"));

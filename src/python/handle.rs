@@ -8,13 +8,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::checkpoint::engine::Options;
-use crate::checkpoint::{Backend, Checkpoint, FILE_WORDS, Place, Shard, Storage};
+use crate::checkpoint::{Checkpoint, Location, Place, Shard, Storage};
 use crate::error::Error;
 use crate::format::Dtype;
+use crate::python::address::FileName;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Targets, fetch};
 use crate::python::index::Part;
-use crate::python::load::{FileName, backend_for, to_dict};
+use crate::python::load::{backend_for, to_dict};
 use crate::python::read_ahead::Habit;
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, to_torch};
@@ -84,12 +85,9 @@ impl Handle {
     ) -> PyResult<Self> {
         let goal = Goal::new(device, Memory::Torch);
         let backend = backend_for(goal, backend);
-        let shard = py.detach(|| match backend {
-            Backend::Mapped => Shard::open_mapped(&filename.0),
-            Backend::Engine => Shard::of_source(crate::source::open(&filename.0)?, FILE_WORDS),
-        })?;
+        let location = Location::of_files(vec![filename.0]);
+        let checkpoint = py.detach(|| Checkpoint::open(&location, backend))?;
         import_torch(py)?;
-        let checkpoint = Checkpoint { shards: vec![shard] };
         let options = Options::with_cache(CachePolicy::Auto);
         let manner = Manner::new(Goals::one(goal), options);
         let (opened, habit) = (Mutex::new(Some(Arc::new(checkpoint))), Mutex::default());

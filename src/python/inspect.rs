@@ -1,15 +1,16 @@
 //! What files hold, without loading it: their tables, and digests of their bytes.
 
+use std::ffi::OsString;
 use std::ops::Range;
-use std::path::PathBuf;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::checkpoint::{Backend, Checkpoint, Shard};
 use crate::digest::{Digest, hex};
+use crate::python::address::{Named, location_of};
 use crate::python::digests::digest_all;
-use crate::python::load::{location_of, sources_of};
+use crate::python::load::sources_of;
 use crate::reader::CachePolicy;
 
 /// A tensor in the table of a file: name, dtype, shape, first byte and the byte after the last, from
@@ -17,11 +18,11 @@ use crate::reader::CachePolicy;
 type TensorFacts = (String, &'static str, Vec<u64>, u64, u64);
 
 /// A file: path, size, first byte of its data, metadata, tensors in file order.
-type FileFacts<'py> = (PathBuf, u64, u64, Option<Bound<'py, PyDict>>, Vec<TensorFacts>);
+type FileFacts<'py> = (OsString, u64, u64, Option<Bound<'py, PyDict>>, Vec<TensorFacts>);
 
 /// The tables of all shards of a checkpoint, checked as for a load.
 #[pyfunction]
-pub(crate) fn describe(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Vec<FileFacts<'_>>> {
+pub(crate) fn describe(py: Python<'_>, paths: Vec<Named>) -> PyResult<Vec<FileFacts<'_>>> {
     let checkpoint = py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine))?;
     let sources = sources_of(&checkpoint);
     let shards = checkpoint.shards.iter().zip(sources.iter());
@@ -42,11 +43,11 @@ fn facts_of<'py>(py: Python<'py>, shard: &Shard, bytes: u64) -> PyResult<FileFac
     let tensors = shard.header.tensors().map(|info| {
         (info.name.to_owned(), info.dtype.name(), info.shape.to_vec(), info.begin, info.end)
     });
-    Ok((shard.path.clone(), bytes, shard.header.data_start(), metadata, tensors.collect()))
+    Ok((shard.path.clone().into(), bytes, shard.header.data_start(), metadata, tensors.collect()))
 }
 
 /// A file's digests: its path, then names with SHA-256 in hexadecimal.
-type FileDigests = (PathBuf, Vec<(String, String)>);
+type FileDigests = (OsString, Vec<(String, String)>);
 
 /// SHA-256 of each file of a checkpoint, named "", or with `tensors`, of its header, named "", and of
 /// each tensor. Files are read past the page cache unless it holds them, several at once.
@@ -54,7 +55,7 @@ type FileDigests = (PathBuf, Vec<(String, String)>);
 #[pyo3(signature = (paths, tensors=false, progress=None))]
 pub(crate) fn digest_checkpoint(
     py: Python<'_>,
-    paths: Vec<PathBuf>,
+    paths: Vec<Named>,
     tensors: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<FileDigests>> {
@@ -69,7 +70,7 @@ pub(crate) fn digest_checkpoint(
     let files = checkpoint.shards.iter().zip(names.into_iter().zip(digests));
     let file = |(shard, (names, digests)): (&Shard, (Vec<String>, Vec<Digest>))| {
         let pairs = names.into_iter().zip(digests.iter().map(hex)).collect();
-        (shard.path.clone(), pairs)
+        (shard.path.clone().into(), pairs)
     };
     Ok(files.map(file).collect())
 }

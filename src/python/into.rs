@@ -1,6 +1,5 @@
 //! `load_into()`: bytes to where a model has its tensors already.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use pyo3::prelude::*;
@@ -9,10 +8,11 @@ use crate::checkpoint::engine::Options;
 use crate::checkpoint::{Backend, Checkpoint, Place};
 use crate::error::Error;
 use crate::format::dtype::FLOATING;
+use crate::python::address::{Named, location_of};
 use crate::python::collector::Collector;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
-use crate::python::load::{cache_of, close, floating_type, location_of, sources_of, targets_of};
+use crate::python::load::{cache_of, close, floating_type, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, memory_of, torch_type};
 
@@ -26,7 +26,7 @@ type Choice<'py> = (Bound<'py, PyAny>, bool);
 #[pyfunction]
 pub(crate) fn load_into<'py>(
     py: Python<'py>,
-    paths: Vec<PathBuf>,
+    paths: Vec<Named>,
     cache: &str,
     choose: &Bound<'py, PyAny>,
     progress: Option<Py<PyAny>>,

@@ -1,10 +1,9 @@
 //! Loading many tensors at once: one file, bytes, or a checkpoint.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
@@ -16,6 +15,7 @@ use crate::error::Error;
 use crate::format::Dtype;
 use crate::format::dtype::FLOATING;
 use crate::plan::Wanted;
+use crate::python::address::{FileName, Named, location_of};
 use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::{Goal, Goals, Memory};
@@ -26,23 +26,8 @@ use crate::python::tensor::{import_torch, to_torch, torch_type};
 use crate::reader::CachePolicy;
 use crate::report::{Report, Seconds};
 use crate::ring::Ring;
-use crate::source::Source;
 use crate::source::memory::MemorySource;
-
-/// A path that a caller names `filename`.
-pub(crate) struct FileName(pub(crate) PathBuf);
-
-impl FromPyObject<'_, '_> for FileName {
-    type Error = PyErr;
-
-    /// Refuses as upstream's binding does, which names the argument in the text.
-    fn extract(object: Borrowed<'_, '_, PyAny>) -> PyResult<Self> {
-        object.extract().map(Self).map_err(|error: PyErr| {
-            let text = error.value(object.py()).to_string();
-            PyTypeError::new_err(format!("argument 'filename': {text}"))
-        })
-    }
-}
+use crate::source::{Source, open_all};
 
 /// The backend of a name that Python has checked.
 pub(crate) fn backend_of(name: &str) -> Backend {
@@ -283,7 +268,7 @@ pub(crate) fn load_file<'py>(
 #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
 pub(crate) fn load_checkpoint<'py>(
     py: Python<'py>,
-    paths: Vec<PathBuf>,
+    paths: Vec<Named>,
     backend: &str,
     cache: &str,
     filter: Option<Py<PyAny>>,
@@ -299,14 +284,6 @@ pub(crate) fn load_checkpoint<'py>(
     let wish = Wish::new(goal, backend, cache_of(cache)?, dtype_of(py, dtype)?);
     let place = place.map(|place| (place, memory));
     load(py, || location_of(paths), Wish { filter, place, progress, verify, ..wish })
-}
-
-/// One path is looked at for what it is; several are files.
-pub(crate) fn location_of(paths: Vec<PathBuf>) -> Result<Location> {
-    match paths.as_slice() {
-        [single] => Location::resolve(single),
-        _ => Ok(Location::of_files(paths)),
-    }
 }
 
 /// All tensors of a file's bytes, in memory of their own.
@@ -331,12 +308,12 @@ pub(crate) fn load_bytes<'py>(
 /// Reads every byte of the files through the slots and drops it: what the engine can read here.
 #[pyfunction]
 #[pyo3(signature = (paths, cache="auto"))]
-pub(crate) fn read_through(py: Python<'_>, paths: Vec<PathBuf>, cache: &str) -> PyResult<PyReport> {
+pub(crate) fn read_through(py: Python<'_>, paths: Vec<Named>, cache: &str) -> PyResult<PyReport> {
     let options = Options::with_cache(cache_of(cache)?);
     let report = py.detach(|| {
         let began = Instant::now();
-        let open = |path: &PathBuf| crate::source::open(path);
-        let sources: Arc<[_]> = paths.iter().map(open).collect::<Result<_>>()?;
+        let addresses: Vec<_> = paths.into_iter().map(|Named(address)| address).collect();
+        let sources: Arc<[_]> = open_all(&addresses)?.into();
         let opened = Instant::now();
         let whole =
             |(shard, source): (usize, &Arc<dyn Source>)| Wanted::range(shard, 0, source.len());

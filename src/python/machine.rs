@@ -12,8 +12,9 @@ use crate::config::{
     LOAD_SLOTS_MAX, RING_SLOTS_MAX, SLOT_BYTES, last_level_cache_bytes, memory_available_bytes,
     processors,
 };
+use crate::python::address::{Named, location_of};
 use crate::python::errors::Result;
-use crate::python::load::{location_of, sources_of};
+use crate::python::load::sources_of;
 use crate::reader::uring::UringReader;
 use crate::report::Bound as BoundBy;
 use crate::source::{LocalFile, Source, system};
@@ -57,7 +58,7 @@ type Measured<'py> = (Bound<'py, PyDict>, Bound<'py, PyDict>);
 #[pyo3(signature = (paths, device=None))]
 pub(crate) fn measure_ceilings(
     py: Python<'_>,
-    paths: Vec<PathBuf>,
+    paths: Vec<Named>,
     device: Option<usize>,
 ) -> PyResult<Measured<'_>> {
     let measure = || -> Result<_> {

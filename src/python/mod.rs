@@ -1,6 +1,7 @@
 //! The extension module as a list. Functions here convert, detach, call, convert.
 #![expect(clippy::needless_pass_by_value, reason = "pyo3 hands over owned arguments")]
 
+mod address;
 mod ahead;
 mod array;
 mod check;
@@ -27,6 +28,8 @@ use pyo3::prelude::*;
 /// The native half of `safetensors_streaming`.
 #[pymodule(gil_used = false)]
 mod _native {
+    #[pymodule_export]
+    use super::address::{PyAddress, settle};
     #[pymodule_export]
     use super::array::{DeviceArray, gpu_facts, load_arrays};
     #[pymodule_export]

@@ -73,7 +73,7 @@ impl PyReport {
         Ok(busy)
     }
 
-    /// What was under way longest: disk, page cache, link, CPU copy, Python, caller; mapping where tensors
+    /// What was under way longest: network, disk, page cache, link, CPU copy, Python, caller; mapping where tensors
     /// are mapped, nothing where none has bytes to read.
     #[getter]
     fn bound(&self) -> &'static str {
@@ -91,7 +91,8 @@ impl PyReport {
         &self.0.device
     }
 
-    /// How the bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, or several joined by `+`.
+    /// How the bytes were read: `mmap`, `io_uring`, `pread`, `pread-direct`, `network`, or several joined by
+    /// `+`.
     #[getter]
     fn reader(&self) -> &str {
         &self.0.reader
@@ -146,9 +147,11 @@ impl PyReport {
             }
             BoundBy::Python => format!("Python: {tensors} tensors"),
             BoundBy::Caller => "caller: waited for tensors to be taken".to_owned(),
-            BoundBy::Disk | BoundBy::PageCache | BoundBy::Link | BoundBy::HostCopy => {
-                bound.name().to_owned()
-            }
+            BoundBy::Network
+            | BoundBy::Disk
+            | BoundBy::PageCache
+            | BoundBy::Link
+            | BoundBy::HostCopy => bound.name().to_owned(),
         };
         let (rate, share) = (bytes as f64 / total, busy / total * 100.0);
         let known = ceilings.and_then(|ceilings| ceilings.get(bound.name()).copied());

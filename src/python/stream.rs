@@ -1,6 +1,5 @@
 //! `stream()`: tensors as they arrive, read by one thread that ends with the iterator.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -17,10 +16,11 @@ use crate::device::Buffer;
 use crate::error::Error;
 use crate::pipeline::Caller;
 use crate::plan::Wanted;
+use crate::python::address::{Named, location_of, look_at_signals};
 use crate::python::destination::{Goal, Goals, Made, Memory};
 use crate::python::errors::Result;
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
-use crate::python::load::{cache_of, location_of, select, sources_of, targets_of};
+use crate::python::load::{cache_of, select, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::import_torch;
 use crate::report::Report;
@@ -113,7 +113,7 @@ impl Stream {
     #[expect(clippy::too_many_arguments, reason = "one for each keyword of Python's function")]
     fn new(
         py: Python<'_>,
-        paths: Vec<PathBuf>,
+        paths: Vec<Named>,
         cache: &str,
         filter: Option<Py<PyAny>>,
         device: Option<usize>,
@@ -235,13 +235,6 @@ impl Stream {
             let _ended = running.thread.join();
         }
     }
-}
-
-fn look_at_signals() -> PyResult<()> {
-    Python::attach(|py| {
-        py.check_signals()?;
-        Ok(())
-    })
 }
 
 impl Drop for Stream {

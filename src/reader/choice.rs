@@ -12,6 +12,7 @@ use crate::device::Slot;
 use crate::queue::Wakes;
 use crate::reader::depth::Depth;
 use crate::reader::pread::{Path, PreadReader};
+use crate::reader::remote::RemoteReader;
 use crate::reader::uring::UringReader;
 use crate::reader::{Completion, Reader, Request};
 use crate::source::{LocalFile, Source};
@@ -59,6 +60,8 @@ enum Way {
     By(Path),
     /// From the page cache, in the thread that asks.
     Here,
+    /// Over a network.
+    Remote,
 }
 
 /// What a load is about to do.
@@ -77,6 +80,8 @@ pub(crate) struct ChoosingReader {
     small: bool,
     pread: PreadReader,
     uring: Uring,
+    /// There only where some source is remote.
+    remote: Option<RemoteReader>,
     policy: CachePolicy,
     policy_reason: &'static str,
     began: Instant,
@@ -103,8 +108,10 @@ impl ChoosingReader {
             ReaderChoice::Auto | ReaderChoice::Uring => Uring::Untried,
         };
         let (policy, policy_reason) = settle(policy, outlook.bytes);
+        let any_remote = sources.iter().any(|source| source.remote().is_some());
         Self {
             pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
+            remote: any_remote.then(|| RemoteReader::new(Arc::clone(&sources))),
             sources,
             small: outlook.bytes <= SLOT_BYTES as u64,
             uring,
@@ -121,7 +128,11 @@ impl ChoosingReader {
     /// The names of the readers that were used, joined by `+`.
     pub(crate) fn names(&self) -> String {
         let direct = if self.tally.uring { "io_uring" } else { "pread-direct" };
-        let used = [(self.tally.direct, direct), (self.tally.buffered, "pread")];
+        let used = [
+            (self.tally.direct, direct),
+            (self.tally.buffered, "pread"),
+            (self.is_remote(), "network"),
+        ];
         let names: Vec<&str> =
             used.iter().filter(|(used, _)| *used).map(|(_, name)| *name).collect();
         names.join("+")
@@ -129,7 +140,11 @@ impl ChoosingReader {
 
     /// Why these.
     pub(crate) fn reason(&self) -> String {
-        let mut reasons = vec![self.policy_reason.to_owned()];
+        let mut reasons = Vec::new();
+        if self.tally.direct || self.tally.buffered || !self.is_remote() {
+            reasons.push(self.policy_reason.to_owned());
+        }
+        reasons.extend(self.remote.as_ref().and_then(RemoteReader::reason));
         if self.cached_fraction() > 0.0 {
             reasons.push("what the page cache holds is read from it".to_owned());
         }
@@ -142,6 +157,11 @@ impl ChoosingReader {
             reasons.push(format!("{} reads were tried a second time", self.retried.len()));
         }
         reasons.join("; ")
+    }
+
+    /// Whether any bytes came over a network.
+    fn is_remote(&self) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.reason().is_some())
     }
 
     /// The share of the bytes that the page cache held, 0 to 1.
@@ -160,7 +180,11 @@ impl ChoosingReader {
     /// The way for one read: a cached chunk is copied from the cache, an uncached one read past it.
     fn choose(&mut self, request: &Request) -> Way {
         self.tally.bytes += request.bytes as u64;
-        let Some(file) = self.sources[request.shard].local() else {
+        let source = &self.sources[request.shard];
+        if source.remote().is_some() {
+            return Way::Remote;
+        }
+        let Some(file) = source.local() else {
             return Way::By(Path::Buffered);
         };
         if file.is_cached(request.offset..request.offset + request.bytes as u64) == Some(true) {
@@ -207,6 +231,9 @@ impl ChoosingReader {
     }
 
     fn poll_any(&mut self) -> Option<Completion> {
+        if let Some(completion) = self.remote.as_mut().and_then(Reader::poll) {
+            return Some(completion);
+        }
         let by_thread = self.pread.poll();
         let completion = by_thread
             .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
@@ -244,18 +271,24 @@ impl Reader for ChoosingReader {
                 self.tally.buffered = true;
                 self.pread.read_here(request, slot);
             }
+            Way::Remote => {
+                if let Some(remote) = &mut self.remote {
+                    remote.submit(request, slot);
+                }
+            }
         }
     }
 
     /// A read that fails is tried once more, through the page cache: direct reads can be refused
-    /// by the file system, and one bad sector fails a whole large read.
+    /// by the file system, and one bad sector fails a whole large read. Requests were tried again already.
     fn poll(&mut self) -> Option<Completion> {
         loop {
             let completion = self.poll_any()?;
             let Completion { request, slot, result: Err(error) } = completion else {
                 return Some(completion);
             };
-            if !self.retried.insert(request.tag) {
+            let remote = self.sources[request.shard].remote().is_some();
+            if remote || !self.retried.insert(request.tag) {
                 return Some(Completion { request, slot, result: Err(error) });
             }
             self.submit_on(Path::Buffered, request, slot);
@@ -268,6 +301,9 @@ impl Reader for ChoosingReader {
         if let Uring::Ready(uring) = &self.uring {
             uring.add_to(wakes);
         }
+        if let Some(remote) = &self.remote {
+            remote.add_to(wakes);
+        }
     }
 
     fn in_flight(&self) -> usize {
@@ -275,11 +311,23 @@ impl Reader for ChoosingReader {
             Uring::Ready(reader) => reader.in_flight(),
             Uring::Untried | Uring::Refused(_) => 0,
         };
-        self.pread.in_flight() + uring
+        let remote = self.remote.as_ref().map_or(0, Reader::in_flight);
+        self.pread.in_flight() + uring + remote
     }
 
     fn is_full(&self) -> bool {
-        self.depth.is_full() || self.pread.is_full()
+        let remote = self.remote.as_ref().is_some_and(Reader::is_full);
+        self.depth.is_full() || self.pread.is_full() || remote
+    }
+
+    fn slots_worth(&self) -> usize {
+        self.remote.as_ref().map_or(0, Reader::slots_worth)
+    }
+
+    fn stop(&mut self) {
+        if let Some(remote) = &mut self.remote {
+            remote.stop();
+        }
     }
 }
 

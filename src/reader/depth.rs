@@ -1,9 +1,11 @@
-//! How many bytes of direct reads to have in flight: as few as the disk needs. More of them end all late,
-//! and on many a virtual disk the sum is slower; a source far away needs more.
+//! How many bytes of direct reads, or of ranges asked for, to have in flight: as few as the source needs.
+//! More of them end all late, and on many a virtual disk the sum is slower; a source far away needs more.
 
 use std::time::{Duration, Instant};
 
-use crate::config::{DEPTH_BYTES, DEPTH_BYTES_MAX, FIRST_CHUNK_BYTES};
+use crate::config::{
+    CONNECTIONS_MAX, DEPTH_BYTES, DEPTH_BYTES_MAX, FIRST_CHUNK_BYTES, REMOTE_READS, SLOT_BYTES,
+};
 
 /// A window is so many times what is in flight.
 const WINDOW: u64 = 4;
@@ -19,6 +21,10 @@ const FAR: f64 = 0.25;
 #[derive(Debug)]
 pub(crate) struct Depth {
     bytes_max: u64,
+    /// What it never goes beyond.
+    limit: u64,
+    /// The source is on a network, and known to be far.
+    remote: bool,
     in_flight: u64,
     /// Bytes that were begun at another depth, and do not count.
     skipped: u64,
@@ -39,6 +45,8 @@ impl Depth {
     pub(crate) fn new() -> Self {
         Self {
             bytes_max: DEPTH_BYTES,
+            limit: DEPTH_BYTES_MAX,
+            remote: false,
             in_flight: 0,
             skipped: 2 * DEPTH_BYTES,
             first: None,
@@ -49,6 +57,25 @@ impl Depth {
             before: None,
             settled: false,
         }
+    }
+
+    /// Of requests over a network: the first ones set connections up, and do not count.
+    pub(crate) fn of_requests() -> Self {
+        let bytes_max = (REMOTE_READS * SLOT_BYTES) as u64;
+        let limit = (CONNECTIONS_MAX * SLOT_BYTES) as u64;
+        let skipped = bytes_max;
+        Self { bytes_max, limit, remote: true, skipped, ..Self::new() }
+    }
+
+    /// How many reads of such a size may be in flight.
+    pub(crate) fn reads(&self, bytes: u64) -> usize {
+        usize::try_from(self.bytes_max.div_ceil(bytes)).unwrap_or(usize::MAX)
+    }
+
+    /// The source could not keep up: half as much, and no more experiments.
+    pub(crate) fn halve(&mut self) {
+        self.bytes_max = (self.bytes_max / 2).max(SLOT_BYTES as u64);
+        self.settled = true;
     }
 
     /// Whether another read would only wait.
@@ -94,7 +121,7 @@ impl Depth {
         if self.before.is_some() && !pays {
             self.bytes_max /= 2;
         }
-        self.settled = !pays || self.bytes_max >= DEPTH_BYTES_MAX;
+        self.settled = !pays || self.bytes_max >= self.limit;
         if !self.settled {
             self.before = Some(rate);
             self.skipped = self.bytes_max;
@@ -104,6 +131,9 @@ impl Depth {
     }
 
     fn is_far(&self) -> bool {
+        if self.remote {
+            return true;
+        }
         let mean = self.took / self.reads.max(1);
         self.first.is_some_and(|first| first.as_secs_f64() > mean.as_secs_f64() * FAR)
     }
@@ -125,7 +155,17 @@ mod tests {
 
     /// The same for a load whose first reads, so many of them, are small.
     fn settled_with(small_reads: usize, latency: f64, rate: impl Fn(u64) -> f64) -> u64 {
-        let (mut depth, mut now) = (Depth::new(), Instant::now());
+        settle(&mut Depth::new(), small_reads, latency, rate)
+    }
+
+    /// The same of a given beginning.
+    fn settle(
+        depth: &mut Depth,
+        small_reads: usize,
+        latency: f64,
+        rate: impl Fn(u64) -> f64,
+    ) -> u64 {
+        let mut now = Instant::now();
         let (mut reads, mut in_flight) = (VecDeque::new(), 0);
         for number in 0..1000 {
             while !depth.is_full() {
@@ -162,6 +202,20 @@ mod tests {
         assert_eq!(settled(0.05, |_| 3e8), 2 * DEPTH_BYTES);
         assert_eq!(settled(0.05, |_| 8e8), 4 * DEPTH_BYTES);
         assert_eq!(settled(0.05, |in_flight| 3e9 - in_flight as f64 * 20.0), 4 * DEPTH_BYTES);
+    }
+
+    #[test]
+    fn requests_are_more_while_that_pays_and_fewer_after_a_failure() {
+        let slot = SLOT_BYTES as u64;
+        let settled = |rate: f64| settle(&mut Depth::of_requests(), 0, 0.08, |_| rate);
+        assert_eq!(settled(2e8), 8 * slot);
+        assert_eq!(settled(1e9), 16 * slot);
+        assert_eq!(settled(1e11), 64 * slot);
+        let mut depth = Depth::of_requests();
+        for reads in [4, 2, 1, 1] {
+            depth.halve();
+            assert_eq!(depth.reads(slot), reads);
+        }
     }
 
     #[test]

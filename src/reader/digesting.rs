@@ -196,6 +196,14 @@ impl<H: Hasher> Reader for DigestingReader<'_, H> {
     fn is_full(&self) -> bool {
         self.inner.is_full()
     }
+
+    fn slots_worth(&self) -> usize {
+        self.inner.slots_worth()
+    }
+
+    fn stop(&mut self) {
+        self.inner.stop();
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub(crate) mod choice;
 pub(crate) mod depth;
 pub(crate) mod digesting;
 pub(crate) mod pread;
+pub(crate) mod remote;
 pub(crate) mod uring;
 
 #[cfg(test)]
@@ -66,6 +67,14 @@ pub(crate) trait Reader {
     fn is_full(&self) -> bool {
         false
     }
+
+    /// How many slots it has use for, where that is known only as the load goes on.
+    fn slots_worth(&self) -> usize {
+        0
+    }
+
+    /// Nothing that is in flight is wanted any more: it may end at once.
+    fn stop(&mut self) {}
 }
 
 /// The next read that ended, if one ends within the time.

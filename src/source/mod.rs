@@ -1,19 +1,24 @@
-//! Where bytes live. A source is read at offsets; a local file can say more (descriptors, cache).
+//! Where bytes live. A source is read at offsets; a local file can say more (descriptors, cache), and a
+//! remote one has many ranges under way at once.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::{fmt, io};
 
+pub(crate) mod address;
 pub(crate) mod file;
 pub(crate) mod memory;
+pub(crate) mod remote;
 pub(crate) mod system;
 
 #[cfg(test)]
 pub(crate) mod faulty;
 
+pub(crate) use address::Address;
 pub(crate) use file::LocalFile;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::source::remote::{Opened, RemoteFile};
 
 /// Bytes that can be read at offsets, from several threads at once.
 pub(crate) trait Source: Send + Sync + fmt::Debug {
@@ -31,15 +36,48 @@ pub(crate) trait Source: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The remote file behind it, whose ranges are asked for by many requests at once.
+    fn remote(&self) -> Option<&RemoteFile> {
+        None
+    }
+
     /// An error if the bytes may be others than when it was opened.
     fn check_unchanged(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// Opens what a path names.
-pub(crate) fn open(path: &Path) -> Result<Arc<dyn Source>> {
-    Ok(Arc::new(LocalFile::open(path)?))
+/// Opens what addresses name, the remote files all at once; an error is of the first that fails.
+pub(crate) fn open_all(addresses: &[Address]) -> Result<Vec<Arc<dyn Source>>> {
+    let far: Vec<&Address> = addresses.iter().filter(|address| address.is_remote()).collect();
+    let mut far = remote::open_all(&far)?.into_iter().peekable();
+    let open = |address: &Address| -> Result<Arc<dyn Source>> {
+        match far.next_if(|_| address.is_remote()) {
+            Some(Opened::Remote(file)) => Ok(Arc::new(file)),
+            Some(Opened::Kept(file)) => Ok(Arc::new(file)),
+            None => Ok(Arc::new(LocalFile::open(address.path())?)),
+        }
+    };
+    addresses.iter().map(open).collect()
+}
+
+/// Opens what an address names.
+pub(crate) fn open(address: &Address) -> Result<Arc<dyn Source>> {
+    let opened = open_all(std::slice::from_ref(address))?;
+    opened.into_iter().next().ok_or_else(|| Error::Internal("nothing was opened".to_owned()))
+}
+
+/// All bytes of a source that is expected to be small.
+pub(crate) fn read_all(source: &dyn Source, bytes_max: usize) -> Result<Vec<u8>> {
+    let bytes = usize::try_from(source.len()).unwrap_or(usize::MAX);
+    if bytes > bytes_max {
+        let message = format!("{bytes} bytes, where {bytes_max} are the most");
+        return Err(Error::refused(source.path(), libc::EFBIG, &message));
+    }
+    let mut all = vec![0; bytes];
+    let count = read_full(source, 0, &mut all).map_err(|error| Error::io(source.path(), error))?;
+    all.truncate(count);
+    Ok(all)
 }
 
 /// Reads until `target` is full or the source ends; gives the bytes read.

@@ -9,6 +9,7 @@ import click
 from tqdm import tqdm
 
 from safetensors_streaming import _native
+from safetensors_streaming._addresses import scheme_of
 from safetensors_streaming._checkpoint import named_ordinal, paths_of
 from safetensors_streaming._comparison import LOADERS, STATES, Loads, Ratio, Row, compare
 from safetensors_streaming._statistics import CONFIDENCE
@@ -64,13 +65,17 @@ def bench(
     with nothing of the files in the page cache, a warm one with all of them. It ends when every
     byte was read, or is on the GPU; what was loaded is compared.
     """
+    if scheme_of(path):
+        raise click.UsageError(
+            "an address is on a network: `python -m bench remote` compares those"
+        )
     ordinal = named_ordinal(device)
     if ordinal is not None:
         gpu_facts(ordinal)  # refuses one that is not there
     files = _native.describe(paths_of(path))
     total = sum(file[1] for file in files)
     target = "cpu" if ordinal is None else f"cuda:{ordinal}"
-    paths = [str(file[0]) for file in files]
+    paths = [file[0] for file in files]
     loads = len(STATES) * len(LOADERS) * blocks
     with tqdm(total=loads, desc="loads", leave=False, disable=None) as bar:  # None: a terminal's
         rows = compare(paths, target, blocks, timeout, bar.update)

@@ -56,11 +56,11 @@ def verify(
     unknown, mismatches = _digest(path, sha256, manifest, write_manifest)
     seconds = time.monotonic() - began
     total = sum(file[1] for file in files)
-    digested = total - sum(file[1] for file in files if str(file[0]) in unknown)
+    digested = total - sum(file[1] for file in files if file[0] in unknown)
     if as_json:
         say_json(
             {
-                "files": [str(file[0]) for file in files],
+                "files": [file[0] for file in files],
                 "tensors": sum(len(file[4]) for file in files),
                 "bytes": total,
                 "bytes_digested": digested,

@@ -20,6 +20,8 @@ pub(crate) enum Pin {
     Pinned(Pinned),
     /// The driver refused: copies go through its own staging memory, slower.
     Refused,
+    /// Nobody shall ask: it is one of more than there may be pinned.
+    Unwanted,
 }
 
 /// Memory that is pinned for as long as this lives; whoever has it drops it before the memory.
@@ -56,8 +58,13 @@ impl Pin {
     pub(crate) fn device_address(&self) -> Option<u64> {
         match self {
             Self::Pinned(pinned) => Some(pinned.device_address),
-            Self::Untried | Self::Refused => None,
+            Self::Untried | Self::Refused | Self::Unwanted => None,
         }
+    }
+
+    /// Whether it is pinned, or can be.
+    pub(crate) fn may_be(&self) -> bool {
+        matches!(self, Self::Untried | Self::Pinned(_))
     }
 
     /// Whether the driver would not have the memory.

@@ -1,0 +1,197 @@
+//! What a path or an address names, how it is reached, and what of it may be shown.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use url::Url;
+
+use crate::error::Result;
+
+/// The schemes that are served here.
+const SCHEMES: [&str; 5] = ["http", "https", "s3", "gs", "az"];
+
+/// Settings that say where a store is.
+const PLACES: [&str; 2] = ["aws_endpoint_url", "azure_storage_account_name"];
+
+/// Whether a part of a query signs an address, and so is another each time.
+fn signs(name: &str) -> bool {
+    const SIGNING: [&str; 16] = [
+        "signature",
+        "expires",
+        "key-pair-id",
+        "policy",
+        "awsaccesskeyid",
+        "sig",
+        "se",
+        "st",
+        "ske",
+        "skt",
+        "sks",
+        "skv",
+        "skoid",
+        "sktid",
+        "sp",
+        "sv",
+    ];
+    let name = name.to_ascii_lowercase();
+    name.starts_with("x-amz-") || name.starts_with("x-goog-") || SIGNING.contains(&name.as_str())
+}
+
+/// How remote files are reached.
+#[derive(Clone)]
+pub(crate) struct Access {
+    /// Settings of object stores by `object_store`'s names, and `token` for HTTP.
+    pub(crate) options: Arc<BTreeMap<String, String>>,
+    /// The folder that keeps what was read.
+    pub(crate) cache: Option<PathBuf>,
+    /// Called now and then by who waits; an error ends the waiting.
+    pub(crate) check: fn() -> Result<()>,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self { options: Arc::default(), cache: None, check: || Ok(()) }
+    }
+}
+
+impl fmt::Debug for Access {
+    /// Without the settings, some of which are secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+/// What a caller names: the path of a local file, or the address of a remote one.
+#[derive(Clone)]
+pub(crate) struct Address {
+    path: PathBuf,
+    /// How it is reached, if it is remote.
+    pub(crate) access: Access,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.shown(), f)
+    }
+}
+
+impl From<PathBuf> for Address {
+    fn from(path: PathBuf) -> Self {
+        Self { path, access: Access::default() }
+    }
+}
+
+impl Address {
+    /// A path or an address, and how it is reached.
+    pub(crate) fn new(path: PathBuf, access: Access) -> Self {
+        Self { path, access }
+    }
+
+    /// As it was given.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is the address of a remote file.
+    pub(crate) fn is_remote(&self) -> bool {
+        let text = self.path.to_str().and_then(|text| text.split_once("://"));
+        text.is_some_and(|(scheme, _)| SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()))
+    }
+
+    /// The parts of a remote file's address.
+    pub(super) fn url(&self) -> std::result::Result<Url, String> {
+        let text = self.path.to_str().ok_or("an address has to be UTF-8")?;
+        let url = Url::parse(text).map_err(|error| format!("not an address: {error}"))?;
+        // What follows the scheme may be read as a host after all, with its slash left out.
+        let begins =
+            text.split_once("://").is_some_and(|(_, rest)| !rest.starts_with(['/', '?', '#']));
+        if !begins || url.host_str().is_none_or(str::is_empty) {
+            return Err("an address has to name a host or a bucket".to_owned());
+        }
+        Ok(url)
+    }
+
+    /// As messages show it: what may carry secrets, user, query and fragment, is left out.
+    pub(crate) fn shown(&self) -> PathBuf {
+        if !self.is_remote() {
+            return self.path.clone();
+        }
+        let Ok(mut url) = self.url() else { return PathBuf::from("<address>") };
+        // Schemes that have neither refuse, and have nothing to hide.
+        let _user = url.set_username("");
+        let _password = url.set_password(None);
+        url.set_query(None);
+        url.set_fragment(None);
+        PathBuf::from(String::from(url))
+    }
+
+    /// What tells it from other addresses: all of it but fragment, password and what signs for a time.
+    pub(super) fn identity(&self) -> String {
+        let Ok(mut url) = self.url() else { return String::new() };
+        let _password = url.set_password(None); // schemes that have none refuse
+        url.set_fragment(None);
+        let kept = url.query_pairs().filter(|(name, _)| !signs(name));
+        let kept: Vec<String> = kept.map(|(name, value)| format!("{name}={value}")).collect();
+        url.set_query(None);
+        let places = PLACES.iter().filter_map(|name| self.access.options.get(*name));
+        let places: Vec<&str> = places.map(String::as_str).collect();
+        format!("{url}\n{}\n{}", kept.join("\n"), places.join("\n"))
+    }
+
+    /// A file that lies beside this one, or below; the query of an address goes with it.
+    pub(crate) fn beside(&self, name: &str) -> Self {
+        let path = match self.url() {
+            Ok(mut url) if self.is_remote() => {
+                if let Ok(mut parts) = url.path_segments_mut() {
+                    parts.pop().extend(name.split('/'));
+                }
+                PathBuf::from(String::from(url))
+            }
+            _ => self.path.parent().unwrap_or(Path::new("")).join(name),
+        };
+        Self { path, access: self.access.clone() }
+    }
+
+    /// Whether it ends so, an address without its query.
+    pub(crate) fn ends_with(&self, ending: &str) -> bool {
+        self.shown().to_string_lossy().ends_with(ending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::Address;
+
+    fn address(text: &str) -> Address {
+        Address::from(PathBuf::from(text))
+    }
+
+    #[test]
+    fn what_is_remote_and_what_is_shown() {
+        for text in ["http://h/a", "HTTPS://h/a", "s3://b/k", "gs://b/k", "az://c/k"] {
+            assert!(address(text).is_remote(), "{text}");
+        }
+        for text in ["a/http://b", "ftp://h/a", "/s3:/b", "file:///a", "model.safetensors"] {
+            assert!(!address(text).is_remote(), "{text}");
+            assert_eq!(address(text).shown(), Path::new(text));
+        }
+        let told = address("https://user:secret@h:8/a%20b?token=secret#secret");
+        assert_eq!(told.shown(), Path::new("https://h:8/a%20b"));
+        assert_eq!(format!("{told:?}"), "\"https://h:8/a%20b\"");
+    }
+
+    #[test]
+    fn a_shard_lies_beside_its_index() {
+        let beside = |text: &str, name| address(text).beside(name).path;
+        let index = "https://h/m/model.safetensors.index.json?sig=1";
+        let shard = "https://h/m/a%20b.safetensors?sig=1";
+        assert_eq!(beside(index, "a b.safetensors"), Path::new(shard));
+        assert_eq!(beside("s3://b/i.json", "x/y"), Path::new("s3://b/x/y"));
+        assert_eq!(beside("m/i.json", "x/y"), Path::new("m/x/y"));
+        assert!(address(index).ends_with(".json"));
+    }
+}
