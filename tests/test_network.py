@@ -22,7 +22,8 @@ from network_faults import FAULTS, SECRET, Fault
 from process import busy, eventually, run, start_python
 from safetensors.torch import save, save_file
 from safetensors_streaming import SafetensorError
-from web_server import Request, Stall, WebServer, part, status
+from safetensors_streaming._verify import check_manifest, make_manifest
+from web_server import ETAG, Request, Stall, WebServer, part, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,14 +73,23 @@ def test_a_fault_is_mended_or_told(
     assert eventually(lambda: not busy())
 
 
-def test_a_range_goes_on_where_it_broke_off(server: WebServer) -> None:
-    server.answer = FAULTS["reset in the middle"].answer(CONTENT)
+@pytest.mark.parametrize("fault", ["reset in the opening", "reset in the middle"])
+def test_a_range_goes_on_where_it_broke_off(server: WebServer, fault: str) -> None:
+    server.answer = FAULTS[fault].answer(CONTENT)
     assert equal(safetensors_streaming.load_file(server.url()), TENSORS)
-    _, broken, resumed = server.requests
+    assert len(server.requests) == 3
+    begin = 0 if fault == "reset in the opening" else 1
+    broken, resumed = server.requests[begin : begin + 2]
     first, last = broken.range
     assert first < resumed.range[0] < last
     assert resumed.range[1] == last
-    assert resumed.headers["if-match"] == broken.headers["if-match"]
+    assert resumed.headers["if-match"] == ETAG
+
+
+def test_an_address_that_led_to_an_expired_one_is_asked_anew(server: WebServer) -> None:
+    server.answer = FAULTS["a signed address that expires"].answer(CONTENT)
+    safetensors_streaming.load_file(server.url())
+    assert "tried again" not in str(safetensors_streaming.last_report())
 
 
 def test_a_server_is_given_the_time_it_asks_for(server: WebServer) -> None:
@@ -109,10 +119,27 @@ def test_what_is_no_safetensors_file(server: WebServer) -> None:
         safetensors_streaming.load_file(server.url())
 
 
-@pytest.mark.parametrize("address", ["http://", "s3://", "http:///model", "https://[::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://",
+        "s3://",
+        "http:///model",
+        "https://[::1",
+        "s3://bucket",
+        "gs://bucket/",
+        "az://container//blob",
+        "s3://bucket/../key",
+        f"s3://bucket/key?X-Amz-Signature={SECRET}",
+        f"s3://{SECRET}:{SECRET}@bucket/key",
+        "hf://model",
+    ],
+)
 def test_an_address_that_is_none(address: str) -> None:
-    with pytest.raises(OSError, match="address"):
-        safetensors_streaming.load_file(address)
+    for call in (safetensors_streaming.load_file, safetensors_streaming.load_checkpoint):
+        with pytest.raises(ValueError, match=r"address|hf://|empty path segment|\.\.") as caught:
+            call(address)
+        assert SECRET not in str(caught.value)
 
 
 def test_a_small_file_is_one_request(server: WebServer) -> None:
@@ -282,6 +309,21 @@ def test_verified_by_its_digest(server: WebServer) -> None:
     other = digest[:-1] + ("1" if digest[-1] == "0" else "0")
     with pytest.raises(SafetensorError, match=f"sha256 is {digest}"):
         safetensors_streaming.load_file(server.url(), verify=other)
+
+
+def test_a_name_that_an_address_writes_otherwise(server: WebServer, tmp_path: Path) -> None:
+    name, address = "a b.safetensors", server.url("/m/a%20b.safetensors")
+    known = {name: hashlib.sha256(CONTENT).hexdigest()}
+    assert equal(safetensors_streaming.load_checkpoint(address, verify=known), TENSORS)
+    (tmp_path / name).write_bytes(CONTENT)
+    (tmp_path / "manifest.json").write_text(json.dumps(make_manifest(tmp_path / name)))
+    assert check_manifest(address, tmp_path / "manifest.json") == []
+    assert make_manifest(address) == make_manifest(tmp_path / name)
+
+
+def test_no_digest_is_known_of_an_address(server: WebServer) -> None:
+    with pytest.raises(ValueError, match=f"no SHA-256 is known of .*{server.url()}"):
+        safetensors_streaming.load_file(server.url(), verify="sha256")
 
 
 def test_patched(server: WebServer) -> None:

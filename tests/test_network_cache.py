@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 import signal
@@ -86,8 +87,21 @@ def test_a_part_is_not_kept(server: WebServer, tmp_path: Path) -> None:
         server.url(), cache_dir=tmp_path, filter=lambda name: name == "b"
     )
     assert torch.equal(tensors["b"], TENSORS["b"])
-    assert eventually(lambda: not list(tmp_path.rglob("*.part")))
-    assert not kept(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_child_that_multiprocessing_has_forked(server: WebServer, tmp_path: Path) -> None:
+    """It ends without the interpreter's own way to do so."""
+    child = multiprocessing.get_context("fork").Process(
+        target=safetensors_streaming.load_file,
+        args=(server.url(),),
+        kwargs={"cache_dir": tmp_path},
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    [file] = kept(tmp_path)
+    assert file.read_bytes() == CONTENT
 
 
 def test_a_failed_load_leaves_nothing(server: WebServer, tmp_path: Path) -> None:

@@ -172,8 +172,16 @@ def test_a_wrong_secret(signed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Non
     assert SECRET not in repr(signed.variables) + str(caught.value)
 
 
+def test_a_key_is_taken_as_it_stands(signed: Seaweed, model: Path) -> None:
+    for key in ("llm/a b.safetensors", "llm/a%20b+c=ü@.safetensors"):
+        signed.client.upload_file(str(model / "model-0.safetensors"), BUCKET, key)
+        tensors = safetensors_streaming.load_file(f"s3://{BUCKET}/{key}")
+        assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("variable", ["AWS_PROFILE", "AWS_DEFAULT_PROFILE"])
 def test_credentials_of_a_file(
-    store: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Seaweed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
 ) -> None:
     known = store.variables()
     (tmp_path / "credentials").write_text(
@@ -186,7 +194,7 @@ def test_credentials_of_a_file(
     )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setenv(variable, "lab")
     assert right(safetensors_streaming.load_checkpoint(f"s3://{BUCKET}/llm/{INDEX}"))
 
 

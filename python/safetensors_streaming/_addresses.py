@@ -1,10 +1,10 @@
 """Addresses of remote files, and what each is reached with."""
 
-import atexit
 import configparser
 import json
 import os
 import re
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 Named = str | PathLike[str]
 #: What the native half opens: a path, or an address with what it is reached with.
 Located = Named | _native.Address
-
-# A file that was loaded whole is still being given its name.
-atexit.register(_native.settle)
 
 _SCHEMES = ("http", "https", "s3", "gs", "az", "hf")
 #: What a path makes of an address.
@@ -46,17 +43,29 @@ def scheme_of(path: object) -> str | None:
     return scheme if colon and scheme in _SCHEMES else None
 
 
-def located(path: Named, cache_dir: Named | None = None) -> Located:
+def file_name(path: str) -> str:
+    """The name of a file without its folder, of a path or an address that a web server reads."""
+    name = path.rsplit("/", 1)[-1]
+    return unquote(name) if scheme_of(path) in {"http", "https"} else name
+
+
+def located(path: Named, cache_dir: Named | None = None, *, whole: bool = True) -> Located:
     """What a path or an address stands for.
 
     Args:
         path: A path, or an address: "http(s)://", "s3://bucket/key", "gs://bucket/key",
             "az://container/key", "hf://organisation/model[@revision][/file]".
         cache_dir: The folder that keeps what is read of an address.
+        whole: Whether all of the file is read: nothing else is kept.
 
     Returns:
         The path as it is; the path of a file that the hub's cache has; or an address, with the
         settings that the environment and the provider's own files give.
+
+    Raises:
+        ValueError: It is no address that is served here, or the files of AWS are not as they should
+            be.
+        ImportError: It is one of the hub, and huggingface_hub is not installed.
     """
     scheme = scheme_of(path)
     if scheme is None:
@@ -78,7 +87,19 @@ def located(path: Named, cache_dir: Named | None = None) -> Located:
         return _native.Address(text, settings)
     if not os.fspath(cache_dir):
         raise ValueError("cache_dir is empty: name a folder, or None for none")
-    return _native.Address(text, settings, str(Path(cache_dir).expanduser().absolute()))
+    _settle_at_exit(os.getpid())
+    return _native.Address(text, settings, str(Path(cache_dir).expanduser().absolute()), whole)
+
+
+@cache
+def _settle_at_exit(process: int) -> None:  # noqa: ARG001 - once in each
+    """Has this process wait, before it ends, for files that were loaded and have no name yet.
+
+    `atexit` would not do: a child that multiprocessing has forked ends without it.
+    """
+    from multiprocessing.util import Finalize  # noqa: PLC0415 - only who keeps files needs it
+
+    Finalize(None, _native.settle, exitpriority=0)
 
 
 def _of_hub(text: str) -> str | tuple[str, dict[str, str]]:
@@ -122,7 +143,9 @@ def _is_whole(cached: Path) -> bool:
 
 def _aws_settings() -> dict[str, str]:
     """What the files of the AWS command line say, where the environment says nothing."""
-    profile = os.environ.get("AWS_PROFILE", "default")
+    profiles = (os.environ.get(name) for name in ("AWS_DEFAULT_PROFILE", "AWS_PROFILE"))
+    named = next(filter(None, profiles), None)
+    profile = named or "default"
     found: dict[str, str] = {}
     for variable, default, section in (
         (
@@ -142,7 +165,7 @@ def _aws_settings() -> dict[str, str]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL", found.get("endpoint_url"))
     if endpoint is not None:
         settings["aws_endpoint_url"] = endpoint
-    if "AWS_PROFILE" in os.environ and not found:
+    if named and not found:
         raise ValueError(f"no file of the AWS command line knows the profile {profile!r}")
     found_any = "aws_access_key_id" in settings or any(name in os.environ for name in _AWS_SOURCES)
     if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true" and not found_any:

@@ -81,7 +81,7 @@ def load_checkpoint(  # noqa: PLR0913 - independent keywords
         place, any_gpu = _placement(device_map)
         backend = "pread" if any_gpu else backend  # one pass for all devices is the engine's
     known = expected(verify, any_gpu, dtype)
-    paths = paths_of(path, cache_dir)
+    paths = paths_of(path, cache_dir, whole=filter is None)
     calls.serve("load_checkpoint")
     with progress_bar(progress) as tell:
         return _native.load_checkpoint(
@@ -124,7 +124,7 @@ def stream(  # noqa: PLR0913 - independent keywords
         RuntimeError: The GPU or its driver refuses.
     """
     gpu = _check(device, backend)
-    paths = paths_of(path, cache_dir)
+    paths = paths_of(path, cache_dir, whole=filter is None)
     calls.serve("stream")
     if backend == "mmap" and gpu is None:
         return iter(_native.load_checkpoint(paths, backend, cache, filter, None).items())
@@ -181,11 +181,13 @@ def _placement(device_map: Mapping[str, object]) -> tuple[Callable[[str], int | 
     return place, any(ordinal is not None for ordinal in ordinals.values())
 
 
-def paths_of(path: PathOrPaths, cache_dir: Path | None = None) -> list[Located]:
+def paths_of(
+    path: PathOrPaths, cache_dir: Path | None = None, *, whole: bool = True
+) -> list[Located]:
     """The files that a path, an address, a pattern or a list of paths names."""
     if isinstance(path, str | PathLike):
         if scheme_of(path):
-            return [located(path, cache_dir)]
+            return [located(path, cache_dir, whole=whole)]
         text = os.fspath(path)
         if os.path.lexists(text) or not glob.has_magic(text):
             return [text]
@@ -193,7 +195,7 @@ def paths_of(path: PathOrPaths, cache_dir: Path | None = None) -> list[Located]:
         if not found:
             raise FileNotFoundError(f"No such file or directory: {text}")
         return list(found)
-    paths = [located(os.fspath(item), cache_dir) for item in path]
+    paths = [located(os.fspath(item), cache_dir, whole=whole) for item in path]
     if not paths:
         raise ValueError("no files were named")
     return paths

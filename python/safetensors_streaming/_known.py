@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
+from safetensors_streaming._addresses import file_name
+
 #: What a load may be asked to verify: "sha256" (as the hub's cache has named the files), the digest
 #: of the only file, digests by file name, or "device".
 Verify = str | Mapping[str, str]
@@ -39,8 +41,8 @@ def known_sha256(paths: list[str], known: str | Mapping[str, str] | None) -> dic
     if isinstance(known, str):
         if len(paths) != 1:
             raise ValueError(f"one SHA-256 for {len(paths)} files: give each its own, by file name")
-        known = {Path(paths[0]).name: known}
-    names = {Path(path).name: path for path in paths}
+        known = {file_name(paths[0]): known}
+    names = {file_name(path): path for path in paths}
     if len(names) < len(paths):
         raise ValueError(f"several files have one name, which cannot be told apart: {paths}")
     for name in known:

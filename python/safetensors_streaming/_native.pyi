@@ -40,7 +40,13 @@ DEBUG_BUILD: bool
 
 @final
 class Address:
-    def __new__(cls, address: str, settings: dict[str, str], cache: str | None = None) -> Self: ...
+    def __new__(
+        cls,
+        address: str,
+        settings: dict[str, str],
+        cache: str | None = None,
+        whole: bool = True,
+    ) -> Self: ...
 
 @disjoint_base
 class Handle:

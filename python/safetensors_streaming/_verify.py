@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors_streaming import SafetensorError, _native
-from safetensors_streaming._addresses import scheme_of
+from safetensors_streaming._addresses import file_name, scheme_of
 from safetensors_streaming._checkpoint import PathOrPaths, Progress, paths_of
 from safetensors_streaming._known import known_sha256, sha256_of
 
@@ -88,7 +88,7 @@ def make_manifest(path: PathOrPaths, progress: Progress | None = None) -> dict[s
     files = {}
     for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
         (_, header), *tensors = digests
-        files[Path(file).name] = {"header": header, "tensors": dict(tensors)}
+        files[file_name(file)] = {"header": header, "tensors": dict(tensors)}
     return {"format": FORMAT, "files": files}
 
 
@@ -107,7 +107,7 @@ def check_manifest(
     _check_names(_native.describe(paths_of(path)))
     mismatches = []
     for file, digests in _native.digest_checkpoint(paths_of(path), tensors=True, progress=progress):
-        own = wanted.pop(Path(file).name, None)
+        own = wanted.pop(file_name(file), None)
         if own is None:
             mismatches.append(Mismatch(file, None, None, digests[0][1]))
             continue
@@ -126,7 +126,7 @@ def check_manifest(
 
 def _check_names(files: list[FileFacts]) -> None:
     """Refuse files that a manifest, which knows them by name, could not tell apart."""
-    names = [Path(file[0]).name for file in files]
+    names = [file_name(file[0]) for file in files]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"a manifest is of one folder, and these names stand twice: {repeated}")
 

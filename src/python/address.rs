@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::checkpoint::Location;
@@ -14,17 +14,26 @@ use crate::source::address::Access;
 use crate::source::remote::cache;
 
 /// A remote file's address, and what it is reached with: settings by the names of `object_store`, or
-/// `token` for HTTP; and the folder that keeps what is read. It shows none of them.
+/// `token` for HTTP; the folder that keeps what is read; and whether all of it is read. It shows none
+/// of them.
 #[pyclass(frozen, name = "Address", module = "safetensors_streaming._native")]
 pub(crate) struct PyAddress(Address);
 
 #[pymethods]
 impl PyAddress {
     #[new]
-    #[pyo3(signature = (address, settings, cache=None))]
-    fn new(address: PathBuf, settings: BTreeMap<String, String>, cache: Option<PathBuf>) -> Self {
-        let access = Access { options: Arc::new(settings), cache, check: look_at_signals };
-        Self(Address::new(address, access))
+    #[pyo3(signature = (address, settings, cache=None, whole=true))]
+    fn new(
+        address: PathBuf,
+        settings: BTreeMap<String, String>,
+        cache: Option<PathBuf>,
+        whole: bool,
+    ) -> PyResult<Self> {
+        let access = Access { options: Arc::new(settings), cache, whole, check: look_at_signals };
+        let address = Address::new(address, access);
+        let wrong = |why| PyValueError::new_err(format!("{}: {why}", address.shown().display()));
+        address.parts().map_err(wrong)?;
+        Ok(Self(address))
     }
 
     fn __repr__(&self) -> String {

@@ -26,8 +26,9 @@ pub(super) enum Claim {
     Kept(LocalFile),
     /// Nobody yet: we write it.
     Ours(Writer),
-    /// Another load of this process, which may be waiting for us, or one that does not go on.
-    Taken,
+    /// It is not ours: another load of this process has it, which may be waiting for us, or one that
+    /// does not go on; or we do not read all of it.
+    NotOurs,
 }
 
 /// Where a state of a file is kept; none where the server does not tell one state from another.
@@ -46,16 +47,26 @@ pub(super) fn entry(address: &Address, known: &Known) -> Option<PathBuf> {
     let digest = digest.iter().take(16).fold(0, |sum, &byte| (sum << 8) | u128::from(byte));
     let shown = address.shown();
     let name = shown.to_string_lossy().rsplit('/').next().unwrap_or_default().to_owned();
-    // What an address shows is ASCII.
-    let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or("file");
+    let least = name.len().saturating_sub(NAME_BYTES_MAX);
+    let begins = (least..name.len()).find(|&at| name.is_char_boundary(at));
+    let name = &name[begins.unwrap_or_default()..];
     Some(folder.join(format!("{digest:032x}")).join(name))
 }
 
-/// Looks for a kept file, waits for another process that is writing it, or begins to write it.
-pub(super) fn claim(entry: &Path, known: &Known, check: fn() -> Result<()>) -> Result<Claim> {
+/// Looks for a kept file, waits for another process that is writing it, or begins to write it, if the
+/// load reads the whole of it.
+pub(super) fn claim(
+    entry: &Path,
+    known: &Known,
+    whole: bool,
+    check: fn() -> Result<()>,
+) -> Result<Claim> {
     let refuse = |error| Error::io(entry, error);
     if let Some(file) = kept(entry, known) {
         return Ok(Claim::Kept(file));
+    }
+    if !whole {
+        return Ok(Claim::NotOurs);
     }
     if let Some(folder) = entry.parent() {
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
@@ -75,7 +86,7 @@ pub(super) fn claim(entry: &Path, known: &Known, check: fn() -> Result<()>) -> R
             Err(TryLockError::WouldBlock) => {
                 let holder = holder(&path);
                 if holder == own || (holder != FINISHING && is_idle(&part, began)) {
-                    return Ok(Claim::Taken);
+                    return Ok(Claim::NotOurs);
                 }
                 check()?;
                 park_timeout(SIGNAL_INTERVAL);
@@ -244,6 +255,7 @@ fn insert(ranges: &mut Vec<(u64, u64)>, mut begin: u64, mut end: u64) {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::{Claim, Known, claim, entry, insert, settle};
@@ -254,6 +266,10 @@ mod tests {
     fn known(etag: &str) -> Known {
         let validator = Validator { etag: Some(etag.to_owned()), modified: None };
         Known { bytes: 10, validator }
+    }
+
+    fn claimed(place: &Path) -> Claim {
+        claim(place, &known("\"1\""), true, || Ok(())).unwrap()
     }
 
     #[test]
@@ -278,15 +294,17 @@ mod tests {
         assert_ne!(place, of("https://h/m/a.safetensors?id=1&sig=x", "\"2\""));
         assert_ne!(place, of("https://h/m/a.safetensors?id=2&sig=x", "\"1\""));
         assert_ne!(place, of("https://u@h/m/a.safetensors?id=1&sig=x", "\"1\""));
-        let Claim::Ours(writer) = claim(&place, &known("\"1\""), || Ok(())).unwrap() else {
+        let Claim::Ours(writer) = claimed(&place) else {
             panic!("nobody has it");
         };
         let writer = Arc::new(writer);
-        assert!(matches!(claim(&place, &known("\"1\""), || Ok(())).unwrap(), Claim::Taken));
+        assert!(matches!(claimed(&place), Claim::NotOurs));
         writer.write(5, b"world");
         drop(writer);
         assert!(!place.exists());
-        let Claim::Ours(writer) = claim(&place, &known("\"1\""), || Ok(())).unwrap() else {
+        let partly = claim(&place, &known("\"1\""), false, || Ok(())).unwrap();
+        assert!(matches!(partly, Claim::NotOurs));
+        let Claim::Ours(writer) = claimed(&place) else {
             panic!("nobody has it any more");
         };
         let writer = Arc::new(writer);
@@ -295,7 +313,7 @@ mod tests {
         settle();
         drop(writer);
         assert_eq!(fs::read_to_string(&place).unwrap(), "helloworld");
-        assert!(matches!(claim(&place, &known("\"1\""), || Ok(())).unwrap(), Claim::Kept(_)));
+        assert!(matches!(claimed(&place), Claim::Kept(_)));
         assert_eq!(fs::read_dir(place.parent().unwrap()).unwrap().count(), 2);
     }
 
@@ -305,7 +323,7 @@ mod tests {
         let place = folder.path().join("a");
         fs::write(folder.path().join("a.part"), "left over").unwrap();
         fs::write(folder.path().join("a.lock"), "1").unwrap();
-        let Claim::Ours(writer) = claim(&place, &known("\"1\""), || Ok(())).unwrap() else {
+        let Claim::Ours(writer) = claimed(&place) else {
             panic!("nobody has it");
         };
         let writer = Arc::new(writer);

@@ -85,28 +85,24 @@ pub(super) async fn open(
     bytes: u64,
 ) -> Result<(Known, Vec<u8>), Refusal> {
     let (mut tries, retries) = (0, Retries::default());
-    loop {
+    let Answer { known, range, body } = loop {
         tries += 1;
-        match begin(origin, transport, bytes).await {
-            Ok(opened) => return Ok(opened),
+        match origin.get(transport, &(0..bytes), None).await {
+            Ok(answer) => break answer,
             Err(failure) => {
                 let turn = Turn { pauses: tries, in_vain: tries, tries };
                 turn.pause(failure, &retries).await?;
             }
         }
+    };
+    let mut head = vec![0; usize::try_from(range.end - range.start).unwrap_or_default()];
+    let mut done = 0;
+    if let Err(failure) = receive(body, &mut head, &mut done).await {
+        Turn { pauses: 1, in_vain: 1, tries: 1 }.pause(failure, &retries).await?;
+        let place = Place { origin, transport, known: &known };
+        fill(place, done as u64, &mut head[done..], &retries).await?;
     }
-}
-
-async fn begin(
-    origin: &Origin,
-    transport: &Transport,
-    bytes: u64,
-) -> Result<(Known, Vec<u8>), Failure> {
-    let answer = origin.get(transport, &(0..bytes), None).await?;
-    let length = answer.range.end - answer.range.start;
-    let mut target = vec![0; usize::try_from(length).unwrap_or_default()];
-    receive(answer.body, &mut target, &mut 0).await?;
-    Ok((answer.known, target))
+    Ok((known, head))
 }
 
 /// Fills a target with the bytes from an offset on.

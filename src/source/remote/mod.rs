@@ -20,13 +20,13 @@ mod web;
 
 use crate::config::{CONNECTIONS_MAX, REMOTE_HEAD_BYTES};
 use crate::error::{Error, Refusal, Result};
-use crate::source::address::Address;
+use crate::source::address::{Address, Parts};
 use crate::source::remote::answer::Known;
 use crate::source::remote::cache::{Claim, Writer};
 use crate::source::remote::failure::Failure;
 use crate::source::remote::fetch::{Origin, Place, Retries};
 use crate::source::remote::runtime::Network;
-use crate::source::remote::store::{Clients, Store};
+use crate::source::remote::store::{Bucket, Clients, Store};
 use crate::source::remote::web::Web;
 use crate::source::{LocalFile, Source};
 
@@ -113,10 +113,11 @@ fn keep(addresses: &[&Address], files: Vec<RemoteFile>) -> Result<Vec<Opened>> {
         let (Some(entry), Opened::Remote(file)) = (&entries[number], &mut opened[number]) else {
             continue;
         };
-        match cache::claim(entry, &file.there.known, file.check)? {
+        let whole = addresses[number].access.whole;
+        match cache::claim(entry, &file.there.known, whole, file.check)? {
             Claim::Kept(kept) => opened[number] = Opened::Kept(kept),
             Claim::Ours(writer) => file.keep_by(writer),
-            Claim::Taken => {}
+            Claim::NotOurs => {}
         }
     }
     Ok(opened)
@@ -128,11 +129,14 @@ async fn open(
     clients: &Clients,
 ) -> std::result::Result<RemoteFile, Refusal> {
     let refuse = |message: String| Failure::lasting(libc::EINVAL, message).refusal(1);
-    let url = address.url().map_err(refuse)?;
     let transport = &network.transport;
-    let origin = match url.scheme() {
-        "http" | "https" => Web::new(address, url).map(|web| Origin::Web(Box::new(web))),
-        _ => Store::open(address, url, clients).await.map(|store| Origin::Store(Box::new(store))),
+    let origin = match address.parts().map_err(refuse)? {
+        Parts::Web(url) => Web::new(address, url).map(|web| Origin::Web(Box::new(web))),
+        Parts::Object { scheme, bucket, key } => {
+            let bucket = Bucket { scheme, name: bucket };
+            let store = Store::open(address, bucket, key, clients).await;
+            store.map(|store| Origin::Store(Box::new(store)))
+        }
     };
     let origin = origin.map_err(|failure| failure.refusal(1))?;
     let (known, head) = fetch::open(&origin, transport, REMOTE_HEAD_BYTES).await?;

@@ -15,7 +15,6 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path;
 use object_store::{Attribute, GetOptions, GetRange, GetResult, ObjectStore, RetryConfig};
 use tokio::time::timeout;
-use url::Url;
 
 use crate::config::CREDENTIALS_PATIENCE;
 use crate::source::address::Address;
@@ -36,17 +35,25 @@ struct Client {
 /// The clients of files that are opened together, by bucket: its shards share credentials, which are
 /// looked for once.
 #[derive(Debug, Default)]
-pub(super) struct Clients(tokio::sync::Mutex<HashMap<String, Client>>);
+pub(super) struct Clients(tokio::sync::Mutex<HashMap<Bucket, Client>>);
+
+/// What credentials are for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Bucket {
+    /// Whose: "s3", "gs" or "az".
+    pub(super) scheme: String,
+    /// Its name; of Azure, the container's.
+    pub(super) name: String,
+}
 
 impl Clients {
-    async fn of(&self, url: &Url, settings: &Settings) -> object_store::Result<Client> {
-        let bucket = format!("{}://{}", url.scheme(), url.host_str().unwrap_or_default());
+    async fn of(&self, bucket: &Bucket, settings: &Settings) -> object_store::Result<Client> {
         let mut known = self.0.lock().await;
-        if let Some(client) = known.get(&bucket) {
+        if let Some(client) = known.get(bucket) {
             return Ok(client.clone());
         }
-        let client = client(url, settings, None).await?;
-        known.insert(bucket, client.clone());
+        let client = client(bucket, settings, None).await?;
+        known.insert(bucket.clone(), client.clone());
         Ok(client)
     }
 }
@@ -55,7 +62,7 @@ type Settings = BTreeMap<String, String>;
 
 /// Where an object is.
 pub(super) struct Store {
-    url: Url,
+    bucket: Bucket,
     settings: Arc<Settings>,
     location: Path,
     client: Mutex<Client>,
@@ -73,19 +80,17 @@ impl Store {
     /// Finds credentials, or goes on without.
     pub(super) async fn open(
         address: &Address,
-        url: Url,
+        bucket: Bucket,
+        location: Path,
         clients: &Clients,
     ) -> Result<Self, Failure> {
         let settings = Arc::clone(&address.access.options);
         let secret = |name: &str| SECRET_SETTINGS.iter().any(|part| name.contains(part));
         let hidden = settings.iter().filter(|(name, _)| secret(name));
         let secrets = Secrets::new(hidden.map(|(_, value)| value.clone()));
-        let location = Path::from_url_path(url.path());
-        let location =
-            location.map_err(|error| Failure::lasting(libc::EINVAL, error.to_string()))?;
-        let client = clients.of(&url, &settings).await;
+        let client = clients.of(&bucket, &settings).await;
         let client = Mutex::new(client.map_err(|error| failure(&error, &secrets))?);
-        Ok(Self { url, settings, location, client, secrets })
+        Ok(Self { bucket, settings, location, client, secrets })
     }
 
     /// Asks for a range; once more where the server says that the bucket is elsewhere.
@@ -98,7 +103,7 @@ impl Store {
             Err(Failure { next: Next::Region(region), message, .. }) => (region, message),
             answer => return answer,
         };
-        let client = client(&self.url, &self.settings, Some(&region)).await;
+        let client = client(&self.bucket, &self.settings, Some(&region)).await;
         *self.client() = client.map_err(|error| failure(&error, &self.secrets))?;
         let again = self.ask(range, known).await;
         again.map_err(|failure| match failure.next {
@@ -153,11 +158,10 @@ fn answer(result: GetResult, secrets: &Secrets) -> Result<Answer, Failure> {
 /// A client for the store of an address. Where nothing names credentials, and the machine has none of
 /// its own, it does not sign, as for public objects.
 async fn client(
-    url: &Url,
+    Bucket { scheme, name }: &Bucket,
     settings: &Settings,
     region: Option<&str>,
 ) -> object_store::Result<Client> {
-    let bucket = url.host_str().unwrap_or_default();
     // The region that a server has named is righter than any setting.
     let region = region.map(|region| ("aws_region".to_owned(), region.to_owned()));
     let settings = settings.iter().map(|(name, value)| (name.clone(), value.clone())).chain(region);
@@ -166,8 +170,8 @@ async fn client(
     macro_rules! client {
         ($builder:expr, $named_by:expr, $skip:expr) => {{
             let mut builder = $builder.with_retry(retry).with_http_connector(OfProcess);
-            for (name, value) in settings {
-                if let Ok(key) = name.parse() {
+            for (setting, value) in settings {
+                if let Ok(key) = setting.parse() {
                     builder = builder.with_config(key, value);
                 }
             }
@@ -183,13 +187,13 @@ async fn client(
             Ok(Client { store: Arc::new(store), anonymous: true })
         }};
     }
-    match url.scheme() {
+    match scheme.as_str() {
         "gs" => {
             use GoogleConfigKey::{
                 ApplicationCredentials, ServiceAccount, ServiceAccountKey, SkipSignature,
             };
             let named_by = [ApplicationCredentials, ServiceAccount, ServiceAccountKey];
-            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+            let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(name);
             client!(builder, named_by, SkipSignature)
         }
         "az" => {
@@ -197,7 +201,7 @@ async fn client(
                 AccessKey, ClientId, FederatedTokenFile, SasKey, SkipSignature, Token, UseAzureCli,
             };
             let named_by = [AccessKey, ClientId, FederatedTokenFile, SasKey, Token, UseAzureCli];
-            let builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket);
+            let builder = MicrosoftAzureBuilder::from_env().with_container_name(name);
             client!(builder, named_by, SkipSignature)
         }
         _ => {
@@ -211,7 +215,7 @@ async fn client(
                 ContainerCredentialsRelativeUri,
                 WebIdentityTokenFile,
             ];
-            let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+            let builder = AmazonS3Builder::from_env().with_bucket_name(name);
             client!(builder, named_by, SkipSignature)
         }
     }

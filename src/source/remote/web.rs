@@ -77,8 +77,8 @@ impl Web {
         Ok(Self { url, authorization, led_to: Mutex::default(), secrets })
     }
 
-    /// Asks for a range. A place where redirects have led earlier may not be right any more: then the
-    /// next try begins at the address itself.
+    /// Asks for a range. A place where redirects have led earlier may not be right any more, as one
+    /// that is signed for a time: then the address itself is asked anew.
     pub(super) async fn get(
         &self,
         transport: &Transport,
@@ -86,16 +86,19 @@ impl Web {
         known: Option<&Known>,
     ) -> Result<Answer, Failure> {
         let led_to = self.led_to().clone();
-        let begin = led_to.as_ref().unwrap_or(&self.url);
-        let mut answer = self.follow(transport, begin, range, known).await;
-        if let Err(failure) = &mut answer
-            && led_to.is_some()
-            && failure.next == Next::GiveUp
-        {
-            *self.led_to() = None;
-            failure.next = Next::Retry;
+        if let Some(begin) = led_to {
+            match self.follow(transport, &begin, range, known).await {
+                Err(failure) => {
+                    // Unless another range was led elsewhere meanwhile.
+                    self.led_to().take_if(|now| *now == begin);
+                    if failure.next != Next::GiveUp {
+                        return Err(failure);
+                    }
+                }
+                answer => return answer,
+            }
         }
-        answer
+        self.follow(transport, &self.url, range, known).await
     }
 
     async fn follow(
