@@ -310,8 +310,9 @@ CALLS = {
     "peft": "PeftModel.from_pretrained",
     "dcp": "torch.distributed.checkpoint.load",
 }
-#: Of short calls, or of much besides loading: their times scatter.
-SCATTERED = ("dcp", "peft")
+#: Samples of each loader, CPU and GPU; more of calls whose times scatter: they are short, or do
+#: much besides loading.
+CONSUMER_BLOCKS = {"dcp": (30, 30), "peft": (30, 30)}
 
 
 def _consumer(name: str, device: str, cache: str) -> Row:
@@ -323,7 +324,7 @@ def _consumer(name: str, device: str, cache: str) -> Row:
         action="load",
         files=name,
         cache=(cache,),
-        blocks=9 if on_gpu and name not in SCATTERED else 30 if name in SCATTERED else 15,
+        blocks=CONSUMER_BLOCKS.get(name, (15, 9))[on_gpu],
         ceilings=("link", "disk") if cold else ("link",) if on_gpu else (),
         target=WEIGHTS_AT_90 if cold else NEVER_SLOWER,
         consumer=name,
