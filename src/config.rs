@@ -207,6 +207,16 @@ pub(crate) fn config() -> Config {
     })
 }
 
+/// What seeds tests simulate loads of: the one of `SIMULATION_SEED`, or as many as `SIMULATION_SEEDS` says.
+#[cfg(test)]
+pub(crate) fn simulation_seeds() -> std::ops::Range<u64> {
+    let number = |name| variable(name).and_then(|text| text.parse::<u64>().ok());
+    match number("SIMULATION_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SIMULATION_SEEDS").unwrap_or(3_000),
+    }
+}
+
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()

@@ -4,9 +4,11 @@
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde_json::json;
+
 use super::{
     Devices, Faults, Mode, SLOT_BYTES, Scene, To, a_stop_ends_it, an_early_end_is_told,
-    every_byte_arrives, faulty, println_in_test, reader_for_sweep,
+    every_byte_arrives, faulty, println_in_test, reader_for_sweep, tell_figure,
 };
 use crate::device::cuda::copy::CudaWorker;
 use crate::device::cuda::driver::Gpu;
@@ -184,6 +186,7 @@ fn the_nth_operation_beside_the_gpu_fails_for_every_n() {
         }
     }
     println_in_test(&format!("failure sweep beside the GPU: {failed} operations failed"));
+    tell_figure(&json!({ "beside_gpu": failed }));
 }
 
 #[test]
@@ -202,6 +205,7 @@ fn the_nth_call_of_the_driver_fails_for_every_n() {
         failed += all;
     }
     println_in_test(&format!("failure sweep of the driver: {failed} calls failed"));
+    tell_figure(&json!({ "driver_calls": failed }));
 }
 
 #[test]

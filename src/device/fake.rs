@@ -6,23 +6,20 @@ use crate::device::host::carry_out;
 use crate::device::{Allocator, Buffer, Device, HostBuffer, Placed, Placement, Slot};
 use crate::error::{Error, Result};
 use crate::queue::Wakes;
-use crate::source::faulty::Faults;
+use crate::source::faulty::{Fate, Faults};
 
-/// Holds slots until they are waited for.
+/// Holds slots until their time has come, and reads them only then.
 #[derive(Debug)]
 pub(crate) struct FakeDevice {
-    /// Which operations fail.
-    pub(crate) faults: Arc<Faults>,
-    /// The state of the order's generator.
-    pub(crate) seed: u64,
-    /// What it holds.
-    pub(crate) held: Vec<(usize, Slot, Vec<Placement>)>,
+    faults: Arc<Faults>,
+    fate: Arc<Fate>,
+    held: Vec<(u64, usize, Slot, Vec<Placement>)>,
 }
 
 impl FakeDevice {
-    fn random(&mut self, bound: usize) -> usize {
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(7);
-        (self.seed >> 33) as usize % bound.max(1)
+    /// Which of its operations fail, and how late it is.
+    pub(crate) fn new(faults: &Arc<Faults>, fate: &Arc<Fate>) -> Self {
+        Self { faults: Arc::clone(faults), fate: Arc::clone(fate), held: Vec::new() }
     }
 }
 
@@ -44,15 +41,13 @@ impl Allocator for FakeAllocator {
 
 impl Device for FakeDevice {
     fn place(&mut self, tag: usize, slot: Slot, placements: Vec<Placement>) {
-        self.held.push((tag, slot, placements));
+        self.held.push((self.fate.later(), tag, slot, placements));
     }
 
     fn poll(&mut self) -> Option<Placed> {
-        if self.held.is_empty() || self.random(3) == 0 {
-            return None;
-        }
-        let index = self.random(self.held.len());
-        let (tag, slot, placements) = self.held.swap_remove(index);
+        let now = self.fate.look();
+        let index = self.held.iter().position(|(when, ..)| *when <= now)?;
+        let (_, tag, slot, placements) = self.held.swap_remove(index);
         let mut placed = carry_out(tag, slot, &placements);
         if self.faults.step().is_err() {
             placed.result = Err(Error::Internal("the copy failed on cue".to_owned()));

@@ -92,6 +92,12 @@ impl HostBuffer {
         unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
+    /// How many clones there are.
+    #[cfg(test)]
+    pub(crate) fn users(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// The bytes, copied out.
     #[cfg(test)]
     pub(crate) fn to_vec(&self, bytes: usize) -> Vec<u8> {

@@ -1,9 +1,10 @@
-//! Faults on cue, for tests: one counter over every operation of a load.
+//! For tests: faults on cue, by one counter over every operation of a load; and numbers and time that are
+//! the same in every run.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::source::Source;
 
@@ -48,6 +49,51 @@ impl Faults {
     /// Whether an operation has failed.
     pub(crate) fn fired(&self) -> bool {
         self.count.load(Ordering::SeqCst) >= self.failing
+    }
+}
+
+/// Numbers drawn from a seed, and a clock that goes on by one whenever somebody looks whether something is
+/// done.
+#[derive(Debug)]
+pub(crate) struct Fate {
+    seed: u64,
+    drawn: AtomicU64,
+    looks: AtomicU64,
+}
+
+impl Fate {
+    /// Of a seed.
+    pub(crate) fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Self { seed, drawn: AtomicU64::new(seed), looks: AtomicU64::new(0) })
+    }
+
+    /// A number below a bound.
+    pub(crate) fn below(&self, bound: usize) -> usize {
+        let next = |state: u64| {
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+        };
+        let drawn = next(self.drawn.load(Ordering::SeqCst));
+        self.drawn.store(drawn, Ordering::SeqCst);
+        (drawn >> 33) as usize % bound.max(1)
+    }
+
+    /// What the clock says when it is looked at.
+    pub(crate) fn look(&self) -> u64 {
+        const LOOKS_MAX: u64 = 10_000_000;
+        let now = self.looks.fetch_add(1, Ordering::SeqCst);
+        assert!(now < LOOKS_MAX, "seed {}: a load does not end", self.seed);
+        now
+    }
+
+    /// What the clock says to somebody who does not wait.
+    pub(crate) fn now(&self) -> u64 {
+        self.looks.load(Ordering::SeqCst)
+    }
+
+    /// A time to come, or now.
+    pub(crate) fn later(&self) -> u64 {
+        const LATE: usize = 40;
+        self.now() + self.below(LATE) as u64
     }
 }
 
