@@ -229,6 +229,12 @@ impl Lease<'_> {
         }
     }
 
+    /// Slots that were taken and have not come back.
+    #[cfg(test)]
+    pub(crate) fn missing(&self) -> usize {
+        self.received - self.free.len() - self.parked.len()
+    }
+
     /// Slots in this lease, once all are made.
     #[cfg(test)]
     pub(crate) fn complete(&mut self) -> usize {

@@ -254,6 +254,7 @@ impl<'tally> World<'tally> {
         }
         .run();
         assert_eq!((reader.in_flight(), crate::device::Device::in_flight(&device)), (0, 0));
+        assert_eq!(lease.missing(), 0, "slots are lost");
         self.check_slots();
         drop(lease);
         self.worth.set(self.worth.get() - worth);

@@ -230,18 +230,20 @@ impl ChoosingReader {
         }
     }
 
-    fn poll_any(&mut self) -> Option<Completion> {
+    /// The next read that ended, and whether it went past the page cache.
+    fn poll_any(&mut self) -> Option<(Completion, bool)> {
         if let Some(completion) = self.remote.as_mut().and_then(Reader::poll) {
-            return Some(completion);
+            return Some((completion, false));
         }
         let by_thread = self.pread.poll();
         let completion = by_thread
             .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
         let Request { tag, bytes, .. } = completion.request;
-        if let Some(since) = self.direct.remove(&tag) {
+        let since = self.direct.remove(&tag);
+        if let Some(since) = since {
             self.depth.end(bytes as u64, since, Instant::now());
         }
-        Some(completion)
+        Some((completion, since.is_some()))
     }
 }
 
@@ -279,11 +281,12 @@ impl Reader for ChoosingReader {
         }
     }
 
-    /// A read that fails is tried once more, through the page cache: direct reads can be refused
-    /// by the file system, and one bad sector fails a whole large read. Requests were tried again already.
+    /// A read that fails is tried once more on the other path: direct reads can be refused by the file
+    /// system, and reads through the page cache also fail by bad sectors near what was asked for. Requests
+    /// were tried again already.
     fn poll(&mut self) -> Option<Completion> {
         loop {
-            let completion = self.poll_any()?;
+            let (completion, was_direct) = self.poll_any()?;
             let Completion { request, slot, result: Err(error) } = completion else {
                 return Some(completion);
             };
@@ -291,7 +294,9 @@ impl Reader for ChoosingReader {
             if remote || !self.retried.insert(request.tag) {
                 return Some(Completion { request, slot, result: Err(error) });
             }
-            self.submit_on(Path::Buffered, request, slot);
+            let local = self.sources[request.shard].local();
+            let direct = !was_direct && local.is_some_and(|file| file.direct().is_some());
+            self.submit_on(if direct { Path::Direct } else { Path::Buffered }, request, slot);
         }
     }
 

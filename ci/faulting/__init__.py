@@ -1,0 +1,1 @@
+"""Real faults: what `ci/faults` makes, and what a load promises under each."""
