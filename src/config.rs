@@ -42,6 +42,9 @@ pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 /// Streams that a GPU keeps for the next loads: making one costs as much as the copy of a small tensor.
 pub(crate) const IDLE_STREAMS_MAX: usize = 8;
 
+/// The most bytes of one load, 16 TiB: its plan then takes some hundred MiB.
+pub(crate) const LOAD_BYTES_MAX: u64 = 16 << 40;
+
 /// Unwanted bytes that are read rather than skipped between two wanted tensors.
 pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 
@@ -178,6 +181,9 @@ pub(crate) enum ReaderChoice {
     Pread,
 }
 
+/// Sets `network_patience`.
+pub(crate) const PATIENCE_VARIABLE: &str = "SAFETENSORS_STREAMING_NETWORK_PATIENCE";
+
 /// What the environment says, read once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Config {
@@ -199,7 +205,7 @@ pub(crate) fn config() -> Config {
             Some("pread") => ReaderChoice::Pread,
             _ => ReaderChoice::Auto,
         },
-        network_patience: variable("SAFETENSORS_STREAMING_NETWORK_PATIENCE")
+        network_patience: variable(PATIENCE_VARIABLE)
             .and_then(|text| Duration::try_from_secs_f64(text.parse().ok()?).ok())
             .filter(|patience| !patience.is_zero())
             .unwrap_or(Duration::from_secs(30)),

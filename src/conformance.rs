@@ -329,7 +329,11 @@ fn the_nth_operation_fails_for_every_n() {
                 survived += usize::from(outcome.is_ok());
                 let typed = matches!(
                     outcome,
-                    Ok(()) | Err(Error::Read { .. } | Error::Memory { .. } | Error::Stopped(_))
+                    Ok(())
+                        | Err(Error::Read { .. }
+                            | Error::Memory { .. }
+                            | Error::HostMemory { .. }
+                            | Error::Stopped(_))
                 ) || matches!(&outcome, Err(Error::Internal(text)) if text.contains("on cue"));
                 assert!(typed, "operation {n}: {outcome:?}");
                 let healthy = faulty(&Faults::never(), 0);

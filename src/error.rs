@@ -55,7 +55,7 @@ pub(crate) enum Error {
 
     /// Bytes that arrived are not those that they should be.
     #[error(
-        "{}{}: {difference}; nothing was loaded",
+        "{}{}: {difference}; nothing was loaded: load it again, or fetch it again",
         path.display(),
         tensor.as_ref().map(|name| format!(": tensor `{name}`")).unwrap_or_default()
     )]
@@ -79,6 +79,24 @@ pub(crate) enum Error {
         purpose: &'static str,
     },
 
+    /// Host memory for a tensor ran out.
+    #[error(
+        "{}: out of host memory: wanted {bytes} bytes{}; load fewer tensors at once, or map the file \
+         (backend=\"mmap\")",
+        path.display(),
+        tensor.as_ref().map(|name| format!(" for tensor `{name}`")).unwrap_or_default()
+    )]
+    HostMemory {
+        /// The file.
+        path: PathBuf,
+        /// The bytes of the tensor.
+        bytes: u64,
+        /// The index of the tensor, until its name is known.
+        target: Option<usize>,
+        /// That tensor.
+        tensor: Option<String>,
+    },
+
     /// A GPU or its driver refused.
     #[error("cuda:{ordinal}: {what}: {message}")]
     Device {
@@ -92,7 +110,8 @@ pub(crate) enum Error {
 
     /// The memory of a GPU ran out.
     #[error(
-        "CUDA out of memory: cuda:{ordinal} has {free} of {total} bytes free, {wanted} are wanted"
+        "CUDA out of memory: cuda:{ordinal} has {free} of {total} bytes free, {wanted} are wanted; \
+         free some there, or load fewer tensors, or narrower ones (dtype=)"
     )]
     DeviceMemory {
         /// The number of the GPU.
@@ -151,7 +170,12 @@ impl Error {
             }
             _ => {
                 let text = source.to_string();
-                let message = text.split(" (os error").next().unwrap_or_default().to_owned();
+                let message = text.split(" (os error").next().unwrap_or_default();
+                let advice = match source.raw_os_error() {
+                    Some(libc::EMFILE) => "; close some, or let there be more (ulimit -n)",
+                    _ => "",
+                };
+                let message = format!("{message}{advice}");
                 Self::Io { path: path.to_owned(), message, source }
             }
         }
@@ -163,11 +187,24 @@ impl Error {
         Self::Io { path: path.to_owned(), message: message.to_owned(), source }
     }
 
+    /// Says of which file the tensor is that memory was wanted for.
+    #[must_use]
+    pub(crate) fn wanted_by(self, path: &Path, target: usize) -> Self {
+        match self {
+            Self::Memory { bytes, .. } => {
+                let (path, target) = (path.to_owned(), Some(target));
+                Self::HostMemory { path, bytes, target, tensor: None }
+            }
+            other => other,
+        }
+    }
+
     /// Puts the tensor's name into an error that knows only its index.
     #[must_use]
     pub(crate) fn named(mut self, name_of: impl Fn(usize) -> String) -> Self {
         if let Self::Read { target: Some(target), tensor, .. }
-        | Self::Mismatch { target: Some(target), tensor, .. } = &mut self
+        | Self::Mismatch { target: Some(target), tensor, .. }
+        | Self::HostMemory { target: Some(target), tensor, .. } = &mut self
         {
             *tensor = Some(name_of(*target));
         }

@@ -227,7 +227,8 @@ impl Load<'_, '_> {
         let (got, cause, errno) = match result {
             Ok(got) if got == request.bytes => return Ok(()),
             Ok(got) => {
-                (got, "the file has become shorter while it was being loaded".to_owned(), None)
+                let cause = "the file has become shorter while it was being loaded; load it again";
+                (got, cause.to_owned(), None)
             }
             Err(error) => (0, error.to_string(), errno_of(&error)),
         };
@@ -256,7 +257,9 @@ impl Load<'_, '_> {
             } else {
                 let missing = self.plan.wanted[piece.target].bytes();
                 let bytes = usize::try_from(missing).unwrap_or(usize::MAX);
-                let buffer = self.to.allocator.allocate(piece.target, bytes)?;
+                let buffer = self.to.allocator.allocate(piece.target, bytes);
+                let path = self.sources[self.plan.reads[read].shard].path();
+                let buffer = buffer.map_err(|error| error.wanted_by(path, piece.target))?;
                 filling.insert(piece.target, Filling { buffer: buffer.clone(), missing });
                 buffer
             };

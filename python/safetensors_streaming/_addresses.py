@@ -69,7 +69,7 @@ def located(path: Named, cache_dir: Named | None = None, *, whole: bool = True) 
     """
     scheme = scheme_of(path)
     if scheme is None:
-        if not isinstance(path, str) and _FLATTENED.match(text := os.fspath(path)):
+        if isinstance(path, PathLike) and _FLATTENED.match(str(text := os.fspath(path))):
             raise ValueError(f"an address has to be a str, which pathlib has made {text!r} of")
         return path
     text = os.fspath(path)

@@ -68,8 +68,9 @@ impl Location {
     fn of_index(address: &Address) -> Result<Self> {
         let path = address.shown();
         let text = source::read_all(source::open(address)?.as_ref(), INDEX_BYTES_MAX)?;
-        let index = Index::parse(&text)
-            .map_err(|error| Error::Format(format!("invalid index {}: {error}", path.display())))?;
+        let index = Index::parse(&text).map_err(|error| {
+            Error::Format(format!("invalid index {}: {error}; fetch it again", path.display()))
+        })?;
         if let Some(name) = index.shards().into_iter().find(|name| !is_below(name)) {
             let path = path.display();
             let text =
@@ -80,7 +81,7 @@ impl Location {
         let shards: Vec<Address> = shards.iter().map(|name| address.beside(name)).collect();
         let missing = |shard: &&Address| !shard.is_remote() && !shard.path().exists();
         if let Some(shard) = shards.iter().find(missing) {
-            let message = format!("missing shard, named by {}", path.display());
+            let message = format!("missing shard, named by {}; fetch it again", path.display());
             return Err(Error::refused(shard.path(), libc::ENOENT, &message));
         }
         Ok(Self { shards, index: Some((path, index)) })
@@ -88,9 +89,11 @@ impl Location {
 }
 
 /// Whether a shard's name stays in the index's folder: others could reach files of anybody's.
-fn is_below(name: &str) -> bool {
+pub(crate) fn is_below(name: &str) -> bool {
     let mut parts = Path::new(name).components().peekable();
     // An address is read without some of these: what they stand in could become another name.
     let plain = !name.contains(|character: char| character.is_control() || character == '\\');
+    // In the folder that a process is in, a shard's path is its name: it may not be an address.
+    let plain = plain && !name.contains("://");
     plain && parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
 }

@@ -72,9 +72,11 @@ impl Shard {
         };
         match LocalFile::open_again(&self.path, identity)? {
             Some(file) => Ok(Arc::new(file)),
-            None => {
-                Err(Error::refused(&self.path, libc::ESTALE, "Another file has its name by now"))
-            }
+            None => Err(Error::refused(
+                &self.path,
+                libc::ESTALE,
+                "Another file has its name by now; open it again",
+            )),
         }
     }
 
@@ -110,13 +112,17 @@ impl Shard {
         Ok((wanted, form))
     }
 
+    fn missing(&self, name: &str) -> Error {
+        Error::Request(format!("File does not contain tensor {name}; {}", self.path.display()))
+    }
+
     fn info(&self, index: usize) -> Result<TensorInfo<'_>> {
-        self.header.tensor(index).ok_or_else(|| missing(&index.to_string()))
+        self.header.tensor(index).ok_or_else(|| self.missing(&index.to_string()))
     }
 
     /// The place of a name, or upstream's error.
     pub(crate) fn find(&self, name: &str) -> Result<usize> {
-        self.header.find(name).ok_or_else(|| missing(name))
+        self.header.find(name).ok_or_else(|| self.missing(name))
     }
 
     /// Starts the background read of a mapped file that is not in the page cache. The file is
@@ -129,10 +135,6 @@ impl Shard {
             read_ahead(file, mapping);
         }
     }
-}
-
-fn missing(name: &str) -> Error {
-    Error::Request(format!("File does not contain tensor {name}"))
 }
 
 /// Reads and checks a header. The first read is large enough for the headers of small files, and
@@ -149,8 +151,7 @@ fn read_header(source: &dyn Source, words: &str) -> Result<Header> {
     let refuse = |fault| {
         let start = &first[..first.len().min(SNIFF_BYTES)];
         let hint = hint(start, file_bytes, &fault);
-        let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
-        Error::Format(format!("{words}: {fault}; {}{hint}", source.path().display()))
+        Error::Format(format!("{words}: {fault}; {}: {hint}", source.path().display()))
     };
     let length = header_bytes(&first, file_bytes).map_err(&refuse)?;
     let start = LENGTH_BYTES;
@@ -170,7 +171,8 @@ fn read_header(source: &dyn Source, words: &str) -> Result<Header> {
             got: count as u64,
             target: None,
             tensor: None,
-            cause: "the file has become shorter while its header was read".to_owned(),
+            cause: "the file has become shorter while its header was read; load it again"
+                .to_owned(),
             errno: None,
         });
     }
@@ -259,7 +261,8 @@ impl Checkpoint {
             for name in shard.header.sorted_names() {
                 if let Some(other) = owner.insert(name, &shard.path) {
                     return Err(Error::Format(format!(
-                        "{FILE_WORDS}: duplicate key: tensor `{name}` stands in {} and in {}",
+                        "{FILE_WORDS}: duplicate key: tensor `{name}` stands in {} and in {}; name the \
+                         files that belong together, or their index",
                         other.display(),
                         shard.path.display()
                     )));
@@ -272,7 +275,7 @@ impl Checkpoint {
     fn check_index(&self, path: &Path, index: &Index) -> Result<()> {
         let disagree = |text: String| {
             Error::Format(format!(
-                "{FILE_WORDS}: the index and the shards disagree; {}: {text}",
+                "{FILE_WORDS}: the index and the shards disagree; {}: {text}; fetch both again",
                 path.display()
             ))
         };

@@ -280,7 +280,7 @@ impl<'tally> World<'tally> {
         let kind = match outcome {
             Ok(()) => return tally.right += 1,
             Err(Error::Read { got, wanted, .. }) if got < wanted => "read",
-            Err(Error::Memory { .. }) => "memory",
+            Err(Error::Memory { .. } | Error::HostMemory { .. }) => "memory",
             Err(Error::Stopped(_)) => "stopped",
             Err(Error::Io { .. }) => "changed",
             Err(Error::Internal(text)) if text.contains("on cue") => "copy",

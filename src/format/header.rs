@@ -15,7 +15,7 @@ use crate::format::visit::TableSeed;
 pub(crate) const LENGTH_BYTES: usize = 8;
 
 /// The longest header that upstream reads.
-const HEADER_BYTES_MAX: usize = 100_000_000;
+pub(super) const HEADER_BYTES_MAX: usize = 100_000_000;
 
 /// Why a header is refused; displays as upstream's words.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +23,7 @@ pub(crate) enum Fault {
     #[error("header too small")]
     TooSmall,
     #[error("header too large")]
-    TooLarge,
+    TooLarge { header_bytes: u64 },
     #[error("invalid header length")]
     InvalidLength { header_end: u64 },
     #[error("invalid UTF-8 in header: {0}")]
@@ -31,9 +31,9 @@ pub(crate) enum Fault {
     #[error("invalid JSON in header: {0}")]
     Json(serde_json::Error),
     #[error("invalid shape, data type, or offset for tensor")]
-    InvalidInfo { name: String },
-    #[error("invalid offset for tensor `{0}`")]
-    InvalidOffset(String),
+    InvalidInfo { name: String, begin: u64, end: u64, wanted: u64 },
+    #[error("invalid offset for tensor `{name}`")]
+    InvalidOffset { name: String, begin: u64, end: u64, start: u64 },
     #[error("incomplete metadata, file not fully covered")]
     Incomplete { wanted: u64 },
     #[error("overflow computing buffer size from shape and/or element type")]
@@ -93,9 +93,10 @@ pub(crate) struct TensorInfo<'header> {
 /// The header's length by the first bytes of a file, checked against the file's.
 pub(crate) fn header_bytes(first: &[u8], file_bytes: u64) -> Result<usize, Fault> {
     let field = first.first_chunk::<LENGTH_BYTES>().ok_or(Fault::TooSmall)?;
-    let length = usize::try_from(u64::from_le_bytes(*field)).map_err(|_| Fault::TooLarge)?;
+    let header_bytes = u64::from_le_bytes(*field);
+    let length = usize::try_from(header_bytes).unwrap_or(usize::MAX);
     if length > HEADER_BYTES_MAX {
-        return Err(Fault::TooLarge);
+        return Err(Fault::TooLarge { header_bytes });
     }
     let header_end = length.saturating_add(LENGTH_BYTES) as u64;
     if header_end > file_bytes { Err(Fault::InvalidLength { header_end }) } else { Ok(length) }
@@ -226,8 +227,9 @@ impl Header {
         let mut start = 0;
         for entry in &self.entries {
             let name = || self.text(entry.name).to_owned();
-            if entry.begin != start || entry.end < entry.begin {
-                return Err(Fault::InvalidOffset(name()));
+            let (begin, end) = (entry.begin, entry.end);
+            if begin != start || end < begin {
+                return Err(Fault::InvalidOffset { name: name(), begin, end, start });
             }
             start = entry.end;
             // Multiplied in order, so that a zero after an overflow is an overflow still.
@@ -240,8 +242,9 @@ impl Header {
             if !bits.is_multiple_of(8) {
                 return Err(Fault::Misaligned { name: name() });
             }
-            if entry.end.checked_sub(entry.begin) != bits.checked_div(8) {
-                return Err(Fault::InvalidInfo { name: name() });
+            let wanted = bits / 8;
+            if end.checked_sub(begin) != Some(wanted) {
+                return Err(Fault::InvalidInfo { name: name(), begin, end, wanted });
             }
         }
         Ok(start)

@@ -1,6 +1,6 @@
 //! What a refused file probably is, and what to do about it.
 
-use crate::format::header::Fault;
+use crate::format::header::{Fault, HEADER_BYTES_MAX, LENGTH_BYTES};
 
 /// Bytes from the start of a file that are enough to tell.
 pub(crate) const SNIFF_BYTES: usize = 512;
@@ -21,12 +21,12 @@ const SIGNATURES: [(&[u8], &str); 12] = [
     (b"\x7fELF", "a program or library"),
 ];
 
-/// A sentence on what the file probably is, or nothing where nothing is known.
-pub(crate) fn hint(first: &[u8], file_bytes: u64, fault: &Fault) -> Option<String> {
+/// A sentence on what the file probably is, or where its fault lies, and what to do.
+pub(crate) fn hint(first: &[u8], file_bytes: u64, fault: &Fault) -> String {
     if file_bytes == 0 {
-        return Some("the file is empty: download it again".to_owned());
+        return "the file is empty: download it again".to_owned();
     }
-    foreign(first).or_else(|| sizes(file_bytes, fault))
+    foreign(first).unwrap_or_else(|| detail(file_bytes, fault))
 }
 
 fn foreign(first: &[u8]) -> Option<String> {
@@ -61,27 +61,48 @@ fn foreign(first: &[u8]) -> Option<String> {
     known.map(|(_, what)| format!("this is {what}"))
 }
 
-fn sizes(file_bytes: u64, fault: &Fault) -> Option<String> {
+/// What to do about a file that is what it should be, and faulty.
+const AGAIN: &str =
+    "it is damaged, or was written wrongly: fetch it again, or have it written anew";
+
+fn detail(file_bytes: u64, fault: &Fault) -> String {
     match fault {
-        Fault::InvalidLength { header_end } => Some(format!(
+        Fault::TooSmall => format!(
+            "the file has {file_bytes} bytes, a header alone takes 8 or more: truncated? fetch it \
+             again"
+        ),
+        Fault::TooLarge { header_bytes } => format!(
+            "its first {LENGTH_BYTES} bytes tell of a header of {header_bytes} bytes, where \
+             {HEADER_BYTES_MAX} are the most: not a safetensors file, or damaged; fetch it again"
+        ),
+        Fault::InvalidLength { header_end } => format!(
             "the header alone wants {header_end} bytes and the file has {file_bytes}: truncated \
-             (an incomplete download?), or not a safetensors file"
-        )),
-        Fault::Incomplete { wanted } if *wanted > file_bytes => Some(format!(
+             (an incomplete download?), or not a safetensors file; fetch it again"
+        ),
+        Fault::Incomplete { wanted } if *wanted > file_bytes => format!(
             "the file is truncated: wanted {wanted} bytes, found {file_bytes}; the download or \
              copy is incomplete, fetch it again"
-        )),
-        Fault::Incomplete { wanted } => Some(format!(
-            "{} bytes too many: wanted {wanted} bytes, found {file_bytes}",
+        ),
+        Fault::Incomplete { wanted } => format!(
+            "{} bytes too many: wanted {wanted} bytes, found {file_bytes}; {AGAIN}",
             file_bytes.saturating_sub(*wanted)
-        )),
-        Fault::InvalidInfo { name } | Fault::Overflow { name } | Fault::Misaligned { name } => {
-            Some(format!("tensor `{name}`"))
+        ),
+        Fault::Utf8(error) => {
+            let place = error.valid_up_to().saturating_add(LENGTH_BYTES);
+            format!("the first is byte {place} of the file; {AGAIN}")
         }
-        Fault::TooSmall => Some(format!(
-            "the file has {file_bytes} bytes, a header alone takes 8 or more: truncated?"
-        )),
-        _ => None,
+        Fault::InvalidInfo { name, begin, end, wanted } => format!(
+            "tensor `{name}` has the bytes {begin} to {end} of the data, and its type and shape take \
+             {wanted} bytes; {AGAIN}"
+        ),
+        Fault::InvalidOffset { begin, end, start, .. } => format!(
+            "it has the bytes {begin} to {end} of the data, and those before it end at {start}; \
+             {AGAIN}"
+        ),
+        Fault::Overflow { name } | Fault::Misaligned { name } => {
+            format!("tensor `{name}`; {AGAIN}")
+        }
+        Fault::Json(_) | Fault::Duplicate(_) => AGAIN.to_owned(),
     }
 }
 
@@ -92,19 +113,19 @@ mod tests {
     #[test]
     fn a_pointer_tells_the_size_it_stands_for() {
         let text = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n";
-        let told = hint(text, text.len() as u64, &Fault::TooLarge).unwrap();
+        let told = hint(text, text.len() as u64, &Fault::TooLarge { header_bytes: 123 });
         assert!(told.contains("Git LFS pointer for 123 bytes"), "{told}");
     }
 
     #[test]
     fn a_short_file_tells_both_sizes() {
-        let told = hint(b"\x02\0\0\0\0\0\0\0{}", 90, &Fault::Incomplete { wanted: 100 }).unwrap();
+        let told = hint(b"\x02\0\0\0\0\0\0\0{}", 90, &Fault::Incomplete { wanted: 100 });
         assert!(told.contains("wanted 100 bytes, found 90"), "{told}");
     }
 
     #[test]
     fn an_honest_header_is_not_taken_for_json() {
         let first = b"{\0\0\0\0\0\0\0{\"a\":";
-        assert!(hint(first, 1000, &Fault::TooLarge).is_none());
+        assert!(!hint(first, 1000, &Fault::TooLarge { header_bytes: 123 }).contains("JSON"));
     }
 }

@@ -18,7 +18,7 @@ impl From<Error> for PyErr {
             Error::Format(_) | Error::Request(_) | Error::Mismatch { .. } => safetensor_error(text),
             Error::Io { source, .. } => os_error(source.raw_os_error(), text),
             Error::Read { errno, .. } => os_error(errno, text),
-            Error::Memory { .. } => PyMemoryError::new_err(text),
+            Error::Memory { .. } | Error::HostMemory { .. } => PyMemoryError::new_err(text),
             Error::Internal(_) | Error::Device { .. } => PyRuntimeError::new_err(text),
             Error::DeviceMemory { .. } => out_of_memory(text),
             Error::Stopped(cause) => match cause.downcast::<PyErr>() {

@@ -55,7 +55,11 @@ impl LocalFile {
         let facts = file.metadata().map_err(|error| Error::io(path, error))?;
         let kind = facts.file_type();
         if kind.is_dir() {
-            return Err(Error::refused(path, libc::EISDIR, "Is a directory"));
+            return Err(Error::refused(
+                path,
+                libc::EISDIR,
+                "Is a directory, which load_checkpoint loads",
+            ));
         }
         if !kind.is_file() {
             let what = if kind.is_fifo() { "a FIFO" } else { "a device or socket" };

@@ -87,7 +87,8 @@ impl Answer {
         if let Some(coding) = text(headers, &CONTENT_ENCODING).filter(|coding| coding != "identity")
         {
             return Err(lasting(format!(
-                "the server sends {coding}, where bytes of the file are asked for"
+                "the server sends {coding}, where bytes of the file are asked for; download it, \
+                 and load that"
             )));
         }
         let told = text(headers, &CONTENT_RANGE)
@@ -126,7 +127,7 @@ fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
 }
 
 /// The range and the length of the whole in `bytes 0-9/100`.
-fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
+pub(crate) fn content_range(text: &str) -> Option<(Range<u64>, u64)> {
     let (range, whole) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
     let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);

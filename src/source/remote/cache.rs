@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle, park_timeout};
@@ -13,7 +13,7 @@ use std::time::Instant;
 use sha2::{Digest, Sha256};
 
 use crate::config::{SIGNAL_INTERVAL, config};
-use crate::error::{Error, Result};
+use crate::error::{Error, Refusal, Result};
 use crate::source::remote::answer::Known;
 use crate::source::{Address, LocalFile, Source};
 
@@ -73,9 +73,7 @@ pub(super) fn claim(
     }
     let (path, part) = (beside(entry, "lock"), beside(entry, "part"));
     let own = own_name();
-    let open =
-        || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-    let (lock, began) = (open().map_err(refuse)?, Instant::now());
+    let (lock, began) = (open_lock(&path).map_err(refuse)?, Instant::now());
     loop {
         if let Some(file) = kept(entry, known) {
             return Ok(Claim::Kept(file));
@@ -98,12 +96,34 @@ pub(super) fn claim(
         return Ok(Claim::Kept(file));
     }
     tell(&lock, &own).map_err(refuse)?;
-    let file = OpenOptions::new().create(true).truncate(true).write(true).open(&part);
-    let file = file.map_err(refuse)?;
+    let file = begin(&part).map_err(refuse)?;
     let state = State { written: Vec::new(), given_up: false };
     let entry = entry.to_owned();
     let (bytes, process, state) = (known.bytes, std::process::id(), Mutex::new(state));
     Ok(Claim::Ours(Writer { entry, part, file, lock, process, bytes, state }))
+}
+
+/// Opens a lock file, and nothing that somebody has put in its place: a link to another file, or what
+/// would have to be waited for.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true);
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let facts = file.metadata()?;
+    if facts.is_file() && facts.nlink() <= 1 {
+        return Ok(file);
+    }
+    let message = "The lock file is a link, or no file; remove it".to_owned();
+    Err(io::Error::other(Refusal { errno: libc::EPERM, message }))
+}
+
+/// Begins a file anew, in place of what a killed process has left, or somebody has put there.
+fn begin(part: &Path) -> io::Result<File> {
+    match fs::remove_file(part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().create_new(true).write(true).open(part)
 }
 
 fn kept(entry: &Path, known: &Known) -> Option<LocalFile> {

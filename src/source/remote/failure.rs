@@ -72,12 +72,18 @@ impl Failure {
         let said = match (whole, words(headers, body, secrets)) {
             (true, said) if STORE_IS_BUSY.iter().any(|busy| said.starts_with(busy)) => said,
             (true, _) if empty => "the file is empty".to_owned(),
-            (true, _) => "it serves no ranges, or not of this file".to_owned(),
+            (true, _) => {
+                "it serves no ranges, or not of this file; download it, and load that".to_owned()
+            }
             (false, said) => said,
         };
         let said = if said.is_empty() { said } else { format!(": {said}") };
+        let advice = match status.as_u16() {
+            401 | 403 => "; its credentials (user, token or keys) are missing, wrong or not enough",
+            _ => "",
+        };
         let whole = if whole { " to a request for a range" } else { "" };
-        let message = format!("the server answered {status}{whole}{said}");
+        let message = format!("the server answered {status}{whole}{said}{advice}");
         let region = headers.get("x-amz-bucket-region").and_then(|region| region.to_str().ok());
         let next = match status.as_u16() {
             301 | 307 | 400 if region.is_some() => {
@@ -132,7 +138,9 @@ impl Failure {
                 (errno, lasting) = (libc::EACCES, true);
             }
         }
-        let message = format!("{what}: {deepest}");
+        let advice =
+            if errno == libc::EPROTO { "; SSL_CERT_FILE names certificates to trust" } else { "" };
+        let message = format!("{what}: {deepest}{advice}");
         if lasting { Self::lasting(errno, message) } else { Self::passing(errno, message) }
     }
 
@@ -146,11 +154,11 @@ impl Failure {
 
 /// Texts that no message may show.
 #[derive(Clone, Default)]
-pub(super) struct Secrets(Vec<String>);
+pub(crate) struct Secrets(Vec<String>);
 
 impl Secrets {
     /// Those, shorter than which nothing is a secret.
-    pub(super) fn new(texts: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn new(texts: impl IntoIterator<Item = String>) -> Self {
         const CHARACTERS_MIN: usize = 4;
         Self(texts.into_iter().filter(|text| text.len() >= CHARACTERS_MIN).collect())
     }
@@ -175,7 +183,7 @@ fn below<'error>(error: &'error (dyn Error + 'static)) -> Option<&'error (dyn Er
 
 /// What the server says about it: of an object store's answer code and message, which repeat no part of
 /// the request; of others a text's beginning.
-fn words(headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> String {
+pub(crate) fn words(headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> String {
     let text = String::from_utf8_lossy(body);
     let part = |tag: &str| {
         let begin = text.split_once(&format!("<{tag}>"))?.1;
@@ -199,7 +207,7 @@ fn words(headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> String {
 }
 
 /// The pause that a server asks for, as far as we wait.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let told = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let until = || httpdate::parse_http_date(told).ok();
     let left = |until: SystemTime| until.duration_since(SystemTime::now()).unwrap_or_default();
@@ -244,7 +252,8 @@ mod tests {
         let xml = "<Error><Code>SignatureDoesNotMatch</Code><Message>It differs</Message>\
                    <StringToSign>hunter22</StringToSign></Error>";
         let told = failure(403, &[("content-type", "application/xml")], xml).message;
-        assert_eq!(told, "the server answered 403 Forbidden: SignatureDoesNotMatch: It differs");
+        let words = "the server answered 403 Forbidden: SignatureDoesNotMatch: It differs";
+        assert!(told.starts_with(words), "{told}");
         let told = failure(400, &[], "no hunter22\nhere").message;
         assert_eq!(told, "the server answered 400 Bad Request: no ... here");
     }

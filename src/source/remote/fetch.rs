@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::{FRUITLESS_TRIES_MAX, LOAD_RETRIES_MAX, STALL_BYTES_PER_SECOND, config};
+use crate::config::{
+    FRUITLESS_TRIES_MAX, LOAD_RETRIES_MAX, PATIENCE_VARIABLE, STALL_BYTES_PER_SECOND, config,
+};
 use crate::error::Refusal;
 use crate::source::remote::answer::{Answer, Body, Known};
 use crate::source::remote::failure::{Failure, Next};
@@ -185,7 +187,10 @@ impl Watch {
                 let seconds = patience.as_secs_f64();
                 let rate = self.bytes as f64 / seconds;
                 if rate < STALL_BYTES_PER_SECOND && !matches!(next, Ok(Ok(None))) {
-                    let message = format!("{} bytes came within {seconds} s", self.bytes);
+                    let message = format!(
+                        "{} bytes came within {seconds} s, which {PATIENCE_VARIABLE} sets",
+                        self.bytes
+                    );
                     return Err(Failure::passing(libc::ETIMEDOUT, message));
                 }
                 *self = Self::new();

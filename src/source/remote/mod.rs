@@ -9,9 +9,9 @@ use std::sync::Arc;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use tokio::sync::watch;
 
-mod answer;
+pub(crate) mod answer;
 pub(crate) mod cache;
-mod failure;
+pub(crate) mod failure;
 mod fetch;
 mod runtime;
 mod store;

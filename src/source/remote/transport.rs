@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use object_store::ClientOptions;
 use object_store::client::{
@@ -19,7 +20,7 @@ use reqwest::{Client, Request, Response};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
 
-use crate::config::{CONNECTIONS_MAX, config};
+use crate::config::{CONNECTIONS_MAX, PATIENCE_VARIABLE, config};
 use crate::source::remote::failure::{Failure, Secrets};
 use crate::source::remote::runtime::Network;
 
@@ -86,7 +87,8 @@ impl Transport {
         let patience = config().network_patience;
         let answer = timeout(patience, client.execute(request)).await;
         let late = |_| {
-            let message = format!("no answer within {} s", patience.as_secs_f32());
+            let seconds = patience.as_secs_f32();
+            let message = format!("no answer within {seconds} s, which {PATIENCE_VARIABLE} sets");
             Failure::passing(libc::ETIMEDOUT, message)
         };
         answer.map_err(late)?.map_err(Failure::of_transport)
@@ -189,6 +191,7 @@ impl HttpService for OfProcess {
         let url = parts.uri.to_string().parse();
         let url = url.map_err(|error| HttpError::new(HttpErrorKind::Unknown, error))?;
         let mut plain = Request::new(parts.method, url);
+        let secrets = secrets_of(&parts.headers);
         *plain.headers_mut() = parts.headers;
         if let Some(bytes) = body.as_bytes() {
             *plain.body_mut() = Some(Bytes::clone(bytes).into());
@@ -197,12 +200,23 @@ impl HttpService for OfProcess {
         let answer = transport.send(plain, false).await.map_err(failed)?;
         let partial = answer.status() == http::StatusCode::PARTIAL_CONTENT;
         if parts.extensions.get::<ForRange>().is_some() && !partial {
-            return Err(failed(refused(answer, &Secrets::default()).await));
+            return Err(failed(refused(answer, &secrets).await));
         }
         let (parts, body) = http::Response::<reqwest::Body>::from(answer).into_parts();
         let broken = |error| HttpError::new(HttpErrorKind::Unknown, Failure::of_transport(error));
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body.map_err(broken))))
     }
+}
+
+/// What a server may repeat of a request, and no message may show.
+fn secrets_of(headers: &HeaderMap) -> Secrets {
+    let secret =
+        |name: &str| ["authorization", "token", "key"].iter().any(|part| name.contains(part));
+    let values = headers.iter().filter(|(name, _)| secret(name.as_str()));
+    let texts = values.filter_map(|(_, value)| value.to_str().ok());
+    // Of "Bearer ..." the second word alone as well.
+    let parts = texts.flat_map(|text| [Some(text), text.split_once(' ').map(|(_, word)| word)]);
+    Secrets::new(parts.flatten().map(str::to_owned))
 }
 
 #[cfg(test)]
