@@ -22,6 +22,7 @@ use crate::source::memory::MemorySource;
 use crate::source::{Source, open};
 
 mod cuda;
+mod replay;
 mod simulation;
 
 const SLOT_BYTES: usize = 16 << 10;

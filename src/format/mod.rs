@@ -1,6 +1,8 @@
 //! The file format as pure data. No I/O here: every test is instant.
 
 #[cfg(test)]
+pub(crate) mod agreement;
+#[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod differential;
 pub(crate) mod dtype;

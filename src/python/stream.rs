@@ -1,7 +1,7 @@
 //! `stream()`: tensors as they arrive, read by one thread that ends with the iterator.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::config::{SIGNAL_INTERVAL, STREAM_BYTES_MAX};
 use crate::device::Buffer;
 use crate::error::Error;
 use crate::pipeline::Caller;
-use crate::plan::Wanted;
+use crate::plan::{Read, Wanted};
 use crate::python::address::{Named, location_of, look_at_signals};
 use crate::python::destination::{Goal, Goals, Made, Memory};
 use crate::python::errors::Result;
@@ -23,6 +23,7 @@ use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
 use crate::python::load::{cache_of, select, sources_of, targets_of};
 use crate::python::report::remember;
 use crate::python::tensor::import_torch;
+use crate::queue::{self, Wakes, queue, wait_for};
 use crate::report::Report;
 use crate::tensor::Form;
 
@@ -32,38 +33,53 @@ enum Event {
     Ended(Result<Report>),
 }
 
-/// How many bytes have arrived and were not taken yet.
-#[derive(Default)]
+/// What was read ahead, and what the reading thread is told.
 struct Waiting {
-    bytes: Mutex<u64>,
-    taken: Condvar,
+    held: Mutex<Held>,
     cancelled: AtomicBool,
+    /// Something was taken, or the stream is closed.
+    news: queue::Sender<()>,
+}
+
+/// Memory of tensors that were not taken yet, and how many of them are whole.
+#[derive(Default)]
+struct Held {
+    bytes: u64,
+    whole: usize,
 }
 
 impl Waiting {
-    /// Waits until there is room. One tensor always has room, however large.
-    fn admit(&self, bytes: u64) -> Result<()> {
-        let mut waiting = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        while *waiting > 0 && *waiting + bytes > STREAM_BYTES_MAX {
-            self.check()?;
-            let woken = self.taken.wait_timeout(waiting, SIGNAL_INTERVAL);
-            (waiting, _) = woken.unwrap_or_else(PoisonError::into_inner);
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes room for new tensors, if there is any. As long as there is nothing to take there is, however
+    /// large they are: what would make it may be in them.
+    fn admit(&self, bytes: u64) -> bool {
+        let mut held = self.held();
+        if held.whole > 0 && held.bytes + bytes > STREAM_BYTES_MAX {
+            return false;
         }
-        *waiting += bytes;
-        Ok(())
+        held.bytes += bytes;
+        true
     }
 
     fn take(&self, bytes: u64) {
-        *self.bytes.lock().unwrap_or_else(PoisonError::into_inner) -= bytes;
-        self.taken.notify_one();
+        let mut held = self.held();
+        held.bytes -= bytes;
+        held.whole -= 1;
+        drop(held);
+        self.tell();
     }
 
-    fn check(&self) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) {
-            let closed = PyInterruptedError::new_err("the stream was closed");
-            return Err(Error::Stopped(Box::new(closed)));
-        }
-        Ok(())
+    fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn tell(&self) {
+        // Nobody listens any more: the load has ended.
+        let _told = self.news.send(());
     }
 }
 
@@ -71,19 +87,47 @@ impl Waiting {
 struct Forward {
     events: Sender<Event>,
     waiting: Arc<Waiting>,
+    news: queue::Receiver<()>,
     sizes: Vec<u64>,
+    /// For which targets there is memory.
+    admitted: Vec<bool>,
 }
 
 impl Caller for Forward {
     fn deliver(&mut self, target: usize, buffer: Buffer) -> Result<()> {
-        self.waiting.admit(self.sizes[target])?;
+        self.waiting.held().whole += 1;
         // A closed stream is found by the next check.
         let _sent = self.events.send(Event::Arrived(target, buffer));
         Ok(())
     }
 
     fn check(&mut self, _bytes_done: u64) -> Result<()> {
-        self.waiting.check()
+        if self.waiting.cancelled.load(Ordering::Relaxed) {
+            let closed = PyInterruptedError::new_err("the stream was closed");
+            return Err(Error::Stopped(Box::new(closed)));
+        }
+        Ok(())
+    }
+
+    fn receives(&mut self, read: &Read) -> bool {
+        let targets = || read.pieces.iter().map(|piece| piece.target);
+        let mut new: Vec<usize> = targets().filter(|&target| !self.admitted[target]).collect();
+        new.dedup(); // the pieces of a target stand together
+        let bytes: u64 = new.iter().map(|&target| self.sizes[target]).sum();
+        let admitted = new.is_empty() || self.waiting.admit(bytes);
+        for target in new.into_iter().filter(|_| admitted) {
+            self.admitted[target] = true;
+        }
+        admitted
+    }
+
+    fn has_news(&mut self, wakes: &mut Wakes) -> bool {
+        self.news.add_to(wakes);
+        std::iter::from_fn(|| self.news.take()).count() > 0
+    }
+
+    fn wait(&mut self) {
+        wait_for(SIGNAL_INTERVAL, |wakes| self.has_news(wakes).then_some(()));
     }
 }
 
@@ -127,16 +171,24 @@ impl Stream {
             py.detach(|| Checkpoint::open(&location_of(paths)?, Backend::Engine).map(Arc::new))?;
         import_torch(py)?;
         let places = select(py, &checkpoint, filter)?;
-        let waiting = Arc::new(Waiting::default());
+        let (news, news_out) = queue();
+        let (held, cancelled) = (Mutex::default(), AtomicBool::new(false));
+        let waiting = Arc::new(Waiting { held, cancelled, news });
         let (events_in, events) = unbounded();
         let mut targets = targets_of(&checkpoint, &places, None)?;
         let mut ready = Ready::new(py, &manner, &mut targets)?;
         let Targets { wanted, forms, .. } = targets;
         let made = ready.made();
-        let sizes = wanted.iter().map(Wanted::bytes).collect();
+        let sizes: Vec<u64> = wanted.iter().map(Wanted::bytes).collect();
         let sources = sources_of(&checkpoint);
         let ended = events_in.clone();
-        let mut forward = Forward { events: events_in, waiting: Arc::clone(&waiting), sizes };
+        let mut forward = Forward {
+            events: events_in,
+            waiting: Arc::clone(&waiting),
+            news: news_out,
+            admitted: vec![false; sizes.len()],
+            sizes,
+        };
         let thread = Builder::new().name("sst-stream".to_owned()).spawn(move || {
             let outcome = ready
                 .adopt_thread()
@@ -226,8 +278,7 @@ impl Stream {
 
     /// Ends the thread. In a child of fork there is none, and what it had is left alone.
     fn stop(&self) {
-        self.waiting.cancelled.store(true, Ordering::Relaxed);
-        self.waiting.taken.notify_all();
+        self.waiting.cancel();
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(running) = running.filter(|running| running.process == std::process::id()) {
             drop(running.events);
@@ -242,7 +293,7 @@ impl Drop for Stream {
         // The thread may be waiting for the interpreter, which this one has.
         let stopped = Python::try_attach(|py| py.detach(|| self.stop()));
         if stopped.is_none() {
-            self.waiting.cancelled.store(true, Ordering::Relaxed);
+            self.waiting.cancel();
         }
     }
 }

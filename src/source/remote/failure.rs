@@ -160,7 +160,11 @@ impl Secrets {
     /// Those, shorter than which nothing is a secret.
     pub(crate) fn new(texts: impl IntoIterator<Item = String>) -> Self {
         const CHARACTERS_MIN: usize = 4;
-        Self(texts.into_iter().filter(|text| text.len() >= CHARACTERS_MIN).collect())
+        let mut texts: Vec<String> =
+            texts.into_iter().filter(|text| text.len() >= CHARACTERS_MIN).collect();
+        // One may be a part of another.
+        texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        Self(texts)
     }
 
     /// A text without them.
@@ -228,7 +232,7 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());
         }
-        let secrets = Secrets::new(["hunter22".to_owned()]);
+        let secrets = Secrets::new(["hunter".to_owned(), "hunter22".to_owned()]);
         Failure::of_answer(StatusCode::from_u16(status).unwrap(), &map, body.as_bytes(), &secrets)
     }
 
