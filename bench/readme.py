@@ -10,7 +10,7 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import null, wording
+from bench import null, scoreboard, wording
 from bench.records import Document, Recorded, is_result, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,22 +60,28 @@ def table(document: Document) -> str:
     )
 
 
-def filled(text: str) -> str:
-    """README.md with the tables of the result files that it names.
+def put(text: str, name: str, fresh: str) -> str:
+    """A text with the table of a result file between the comments that name it.
 
     Raises:
-        SystemExit: If a result file has no place in it.
+        SystemExit: If it has not one place for that.
     """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    text, count = place.subn(lambda _: f"{begin}\n{fresh}\n{end}", text)
+    if count != 1:
+        raise SystemExit(f"README.md has not one place for the table of {name}: {begin} ... {end}")
+    return text
+
+
+def filled(text: str) -> str:
+    """README.md with the tables of the result files that it names."""
     for file in filter(is_result, sorted((ROOT / "bench" / "results").glob("*.jsonl"))):
-        begin, end = f"<!-- {file.name} -->", f"<!-- end of {file.name} -->"
-        if begin not in text:
-            raise SystemExit(f"README.md has no place for the table of {file.name}: {begin}")
         document = read(file)
         fresh = null.sentence(document.null) if document.null else table(document)
-        place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        text, count = place.subn(lambda _, new=f"{begin}\n{fresh}\n{end}": new, text)  # type: ignore[misc]
-        if count != 1:
-            raise SystemExit(f"README.md has not one place for the table of {file.name}: {end}")
+        text = put(text, file.name, fresh)
+    if scoreboard.RESULT.exists():
+        text = put(text, scoreboard.RESULT.name, scoreboard.table(scoreboard.known()))
     return text
 
 

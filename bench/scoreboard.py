@@ -218,6 +218,12 @@ def count(figure: Figure) -> dict[str, Any]:
     }
 
 
+def known() -> list[dict[str, Any]]:
+    """The lines of the result file."""
+    lines: list[dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    return lines
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """The figures as Markdown."""
     headings = ("what", "ours", "goal", "other loaders", "command")
@@ -240,8 +246,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="ci/scoreboard", description=__doc__)
     parser.add_argument("figures", nargs="*", choices=[[], *(figure.name for figure in FIGURES)])
     named = parser.parse_args().figures
-    known = json.loads(RESULT.read_text()) if named and RESULT.exists() else []
-    lines = {line["name"]: line for line in known}
+    lines = {line["name"]: line for line in (known() if named else [])}
     for figure in FIGURES:
         if not named or figure.name in named:
             lines[figure.name] = count(figure)
