@@ -9,13 +9,14 @@ import pytest
 import safetensors_streaming
 import simulator
 import torch
+from gpu import NEEDS_GPU
 from safetensors.torch import save_file
 from servers import BUCKET, nginx, seaweed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.cuda
+pytestmark = NEEDS_GPU
 
 INDEX = "model.safetensors.index.json"
 
