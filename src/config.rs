@@ -45,6 +45,9 @@ pub(crate) const IDLE_STREAMS_MAX: usize = 8;
 /// The most bytes of one load, 16 TiB: its plan then takes some hundred MiB.
 pub(crate) const LOAD_BYTES_MAX: u64 = 16 << 40;
 
+/// The most stretches of one load that are apart from each other: rows of a slice, and whole tensors.
+pub(crate) const LOAD_RUNS_MAX: u64 = 16 << 20;
+
 /// Unwanted bytes that are read rather than skipped between two wanted tensors.
 pub(crate) const GAP_BYTES_MAX: u64 = 64 << 10;
 

@@ -103,7 +103,6 @@ impl Scene {
         }
         .run();
         assert_eq!((reader.in_flight(), device.in_flight()), (0, 0), "left in flight");
-        assert_eq!(lease.missing(), 0, "slots are lost");
         drop(lease);
         assert!(ring.made() <= SLOTS);
         assert_eq!(ring.made(), ring.idle(), "a slot is lost");

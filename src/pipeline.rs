@@ -183,7 +183,8 @@ impl Load<'_, '_> {
     fn completed(&mut self, progress: &mut Progress, completion: Completion) -> Result<()> {
         let tag = completion.request.tag;
         progress.timeline.mark(tag, Step::Read);
-        if self.caller.receives(&self.plan.reads[tag]) {
+        // What failed needs no memory, and ends the load.
+        if completion.result.is_err() || self.caller.receives(&self.plan.reads[tag]) {
             return self.hand_over(progress, completion);
         }
         progress.early.push_back(completion);

@@ -48,6 +48,12 @@ impl Wanted {
         rows.unwrap_or(0) * self.row_bytes
     }
 
+    /// How many runs it is read in, where so many bytes between two are read rather than skipped.
+    pub(crate) fn runs(&self, gap_bytes_max: u64) -> u64 {
+        let together = self.stride_bytes - self.row_bytes <= gap_bytes_max;
+        if together { 1 } else { self.bytes() / self.row_bytes }
+    }
+
     /// What is read in one run: all of it, or row by row where too much lies between.
     fn parts(&self, target: usize, gap_bytes_max: u64) -> Vec<Part> {
         let Self { begin, end, row_bytes, stride_bytes, .. } = *self;

@@ -7,8 +7,9 @@ use std::time::Instant;
 use sha2::Sha256;
 
 use crate::config::{
-    LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_SLOTS, LOAD_SLOTS_MAX, ReaderChoice, SLOT_BYTES,
-    SLOTS_MIN, WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX, config, last_level_cache_bytes,
+    GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_RUNS_MAX, LOAD_SLOTS, LOAD_SLOTS_MAX,
+    ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX, config,
+    last_level_cache_bytes,
 };
 use crate::device::Destination;
 use crate::digest::{Digests, Hasher};
@@ -89,7 +90,7 @@ pub(crate) fn run_digesting<H: Hasher>(
     let Task { sources, wanted, options, digests } = task;
     let began = Instant::now();
     let (tensors, files) = (wanted.len(), sources.len());
-    let bytes = bytes_of(&wanted, sources)?;
+    let bytes = check_size(&wanted, sources)?;
     let remote = sources.iter().any(|source| source.remote().is_some());
     let cached = !remote && are_cached(sources);
     let (chunk_bytes, slots_max) = sizes(cached, bytes);
@@ -134,16 +135,22 @@ pub(crate) fn run_digesting<H: Hasher>(
     Ok((report, digests))
 }
 
-/// The bytes of a load. A header may promise any number, and a plan takes memory for each read.
-fn bytes_of(wanted: &[Wanted], sources: &[Arc<dyn Source>]) -> Result<u64> {
+/// The bytes of a load, or an error. A header may promise any number, and a plan takes memory for each
+/// read and each row that is read alone.
+pub(crate) fn check_size(wanted: &[Wanted], sources: &[Arc<dyn Source>]) -> Result<u64> {
     let bytes = wanted.iter().map(Wanted::bytes).fold(0, u64::saturating_add);
-    if bytes <= LOAD_BYTES_MAX {
+    let runs = wanted.iter().map(|wanted| wanted.runs(GAP_BYTES_MAX)).fold(0, u64::saturating_add);
+    let message = if bytes > LOAD_BYTES_MAX {
+        format!("tensors of {bytes} bytes, where {LOAD_BYTES_MAX} are the most of one load")
+    } else if runs > LOAD_RUNS_MAX {
+        format!(
+            "{runs} stretches apart from each other, where {LOAD_RUNS_MAX} are the most of one load"
+        )
+    } else {
         return Ok(bytes);
-    }
+    };
     let largest = sources.iter().max_by_key(|source| source.len());
     let path = largest.map_or(Path::new("<nothing>"), |source| source.path());
-    let message =
-        format!("tensors of {bytes} bytes, where {LOAD_BYTES_MAX} are the most of one load");
     Err(Error::refused(path, libc::EFBIG, &message))
 }
 

@@ -106,7 +106,7 @@ impl Check {
         let sources: Sources = sources.collect::<Result<_>>()?;
         let digests = digest_all(py, &sources, whole(&sources), CachePolicy::Keep, progress)?;
         compare(&sources, digests, known)?;
-        Ok(sources.iter().map(|source| source.len()).sum())
+        Ok(sources.iter().map(|source| source.len()).fold(0, u64::saturating_add))
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Collector {
 impl Collector {
     /// For a load of so many targets and bytes.
     pub(crate) fn new(wanted: &[Wanted], progress: Option<Py<PyAny>>) -> Self {
-        let total = wanted.iter().map(Wanted::bytes).sum();
+        let total = wanted.iter().map(Wanted::bytes).fold(0, u64::saturating_add);
         let buffers = wanted.iter().map(|_| None).collect();
         Self { progress, total, told: 0, looked: None, buffers }
     }

@@ -184,10 +184,8 @@ impl TorchAllocator {
     /// read. Otherwise has torch allocate one block for all large tensors and put it into its cache,
     /// from where each gets its part without another call to the driver.
     pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
-        let rounded = |bytes: &u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
-        let wanted: u64 = sizes.iter().map(rounded).sum();
-        let large = sizes.iter().filter(|&&bytes| bytes > TORCH_SMALL_BYTES_MAX);
-        let large: u64 = large.map(rounded).sum();
+        let wanted = room_for(sizes.iter());
+        let large = room_for(sizes.iter().filter(|&&bytes| bytes > TORCH_SMALL_BYTES_MAX));
         if wanted < RESERVATION_BYTES_MIN {
             return Ok(());
         }
@@ -253,4 +251,11 @@ pub(crate) fn out_of_memory(text: String) -> PyErr {
             Err(_no_torch) => PyRuntimeError::new_err(text),
         }
     })
+}
+
+/// The bytes of a GPU that tensors of those sizes take; no file is so large that more than a number can
+/// hold are wanted, but headers may say so.
+pub(crate) fn room_for<'size>(sizes: impl Iterator<Item = &'size u64>) -> u64 {
+    let rounded = |bytes: &u64| bytes.checked_next_multiple_of(DEVICE_ALIGNMENT_BYTES);
+    sizes.map(|bytes| rounded(bytes).unwrap_or(u64::MAX)).fold(0, u64::saturating_add)
 }

@@ -59,7 +59,7 @@ pub(crate) fn digest_all(
     cache: CachePolicy,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Vec<Vec<Digest>>> {
-    let total: u64 = sources.iter().map(|source| source.len()).sum();
+    let total = sources.iter().map(|source| source.len()).fold(0, u64::saturating_add);
     let shared = Shared::default();
     let results: Mutex<Vec<Option<Result<Vec<Digest>>>>> =
         Mutex::new(stretches.iter().map(|_| None).collect());

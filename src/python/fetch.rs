@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 
-use crate::checkpoint::engine::{Options, Task, run_digesting};
+use crate::checkpoint::engine::{Options, Task, check_size, run_digesting};
 use crate::config::SLOT_BYTES;
 use crate::device::cuda::kernels::Conversion;
 use crate::device::workers::Workers;
@@ -273,6 +273,7 @@ pub(crate) fn fetch<'py>(
     manner: &Manner,
     progress: Option<Py<PyAny>>,
 ) -> Result<(Vec<Bound<'py, PyAny>>, Report)> {
+    check_size(&targets.wanted, sources)?;
     let mut ready = Ready::new(py, manner, &mut targets)?;
     manner.check.prepare(&manner.goals)?;
     ready.make_room(py)?;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use crate::config::DEVICE_ALIGNMENT_BYTES;
 use crate::device::cuda::copy::CudaWorker;
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::memory::SlabAllocator;
@@ -12,7 +11,7 @@ use crate::device::cuda::stream::Stream;
 use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Placed, Worker};
 use crate::error::Result;
-use crate::python::destination::{Goal, Made, Memory, TorchAllocator, TorchGpu};
+use crate::python::destination::{Goal, Made, Memory, TorchAllocator, TorchGpu, room_for};
 use crate::queue::Sender;
 use crate::tensor::Form;
 
@@ -59,10 +58,7 @@ impl Lane {
     pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
         match self {
             Self::Host => Ok(()),
-            Self::Slabs(stream) => {
-                let rounded = |bytes: &u64| bytes.next_multiple_of(DEVICE_ALIGNMENT_BYTES);
-                stream.gpu().check_room(sizes.iter().map(rounded).sum(), 0)
-            }
+            Self::Slabs(stream) => stream.gpu().check_room(room_for(sizes.iter()), 0),
             Self::Torch(lane) => lane.allocator.make_room(py, sizes),
         }
     }

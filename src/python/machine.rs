@@ -66,7 +66,7 @@ pub(crate) fn measure_ceilings(
             [] => Arc::new([]),
             _ => sources_of(&Checkpoint::open(&location_of(paths)?, Backend::Engine)?),
         };
-        let bytes = sources.iter().map(|source| source.len()).sum();
+        let bytes = sources.iter().map(|source| source.len()).fold(0, u64::saturating_add);
         Ok((Ceilings::measure(&sources, device)?, bytes))
     };
     let (ceilings, bytes) = py.detach(measure)?;

@@ -114,8 +114,9 @@ impl Address {
 
     /// Whether it is the address of a remote file.
     pub(crate) fn is_remote(&self) -> bool {
-        let text = self.path.to_str().and_then(|text| text.split_once("://"));
-        text.is_some_and(|(scheme, _)| SCHEMES.contains(&scheme.to_ascii_lowercase().as_str()))
+        let text = self.path.to_string_lossy();
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        scheme.is_some_and(|scheme| SCHEMES.contains(&scheme.as_str()))
     }
 
     /// What a remote file's address is made of, or what is wrong with it.
@@ -132,9 +133,11 @@ impl Address {
             return Ok(Parts::Web(url));
         }
         let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.contains(['@', ':']) {
-            let why = "a bucket's name is followed by a slash; who may read it, and from which server, \
-                       is said by the environment";
+        let plain =
+            |character: char| character.is_ascii_alphanumeric() || "-._$".contains(character);
+        if !bucket.chars().all(plain) || bucket.starts_with('.') {
+            let why = "a bucket's name has letters, digits, `-`, `.` and `_` and is followed by a slash; \
+                       who may read it, and from which server, is said by the environment";
             return Err(why.to_owned());
         }
         if rest.contains(['?', '#']) {
@@ -251,6 +254,9 @@ mod tests {
             "s3://b/k#1",
             "s3://secret:secret@b/k",
             "s3://h:9000/b/k",
+            "s3://../b/k",
+            "s3://h\\x/k",
+            "s3://b\n/k",
             "http:///h/a",
             "https://",
         ] {

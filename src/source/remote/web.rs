@@ -88,12 +88,9 @@ impl Web {
         let led_to = self.led_to().clone();
         if let Some(begin) = led_to {
             match self.follow(transport, &begin, range, known).await {
-                Err(failure) => {
+                Err(Failure { next: Next::GiveUp | Next::Region(_), .. }) => {
                     // Unless another range was led elsewhere meanwhile.
                     self.led_to().take_if(|now| *now == begin);
-                    if failure.next != Next::GiveUp {
-                        return Err(failure);
-                    }
                 }
                 answer => return answer,
             }
