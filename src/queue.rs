@@ -1,21 +1,31 @@
 //! Channels from worker threads to the thread that carries a load. It waits for all of them, and for the
 //! kernel's own queue, at once: each has a descriptor that is readable while there may be something.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{self, SendError};
+#[cfg(not(every_order))]
+use crossbeam::channel;
 
 use crate::source::system;
+
+#[cfg(not(every_order))]
+use self::bell::Bell;
+// What loom tries in every order.
+#[cfg(all(test, every_order))]
+use self::loom::{Bell, channel};
+
+#[cfg(not(every_order))]
+mod bell;
+#[cfg(all(test, every_order))]
+mod loom;
 
 /// The end that threads have.
 #[derive(Debug)]
 pub(crate) struct Sender<T> {
     values: channel::Sender<T>,
-    bell: Option<Arc<File>>,
+    bell: Option<Arc<Bell>>,
 }
 
 /// The end of the thread that carries the load.
@@ -23,13 +33,13 @@ pub(crate) struct Sender<T> {
 pub(crate) struct Receiver<T> {
     values: channel::Receiver<T>,
     /// None where the process may not have another descriptor.
-    bell: Option<Arc<File>>,
+    bell: Option<Arc<Bell>>,
 }
 
 /// A channel without a limit.
 pub(crate) fn queue<T>() -> (Sender<T>, Receiver<T>) {
     let (values_in, values) = channel::unbounded();
-    let bell = system::event_descriptor().ok().map(Arc::new);
+    let bell = Bell::new().ok().map(Arc::new);
     (Sender { values: values_in, bell: bell.clone() }, Receiver { values, bell })
 }
 
@@ -41,11 +51,10 @@ impl<T> Clone for Sender<T> {
 
 impl<T> Sender<T> {
     /// Puts a value in, unless the other end is gone.
-    pub(crate) fn send(&self, value: T) -> Result<(), SendError<T>> {
+    pub(crate) fn send(&self, value: T) -> Result<(), channel::SendError<T>> {
         self.values.send(value)?;
         if let Some(bell) = &self.bell {
-            // It cannot fail: it would have to ring 2^64 times unheard.
-            let _rung = (&**bell).write(&1_u64.to_ne_bytes());
+            bell.ring();
         }
         Ok(())
     }
@@ -59,7 +68,7 @@ impl<T> Receiver<T> {
         }
         if let Some(bell) = &self.bell {
             // Stopped before the last look: what is sent after that rings it again.
-            let _stopped = (&**bell).read(&mut [0; 8]);
+            bell.stop();
         }
         self.values.try_recv().ok()
     }
@@ -67,7 +76,7 @@ impl<T> Receiver<T> {
     /// Adds what tells that there may be a value; for who takes values, after this, until there is none.
     pub(crate) fn add_to(&self, wakes: &mut Wakes) {
         match &self.bell {
-            Some(bell) => wakes.add(bell.as_raw_fd()),
+            Some(bell) => wakes.add(bell.descriptor()),
             None => wakes.blind = true,
         }
     }

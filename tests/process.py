@@ -23,7 +23,10 @@ DEADLINE_S = 30.0
 
 
 def threads() -> list[str]:
-    """The names of this process's threads that are ours."""
+    """The names of this process's threads that are ours.
+
+    The kernel lists a thread for a moment after it was joined: ask `eventually`.
+    """
     names = []
     for task in Path("/proc/self/task").iterdir():
         try:

@@ -200,7 +200,7 @@ DISTURBED = """
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         assert torch.cuda.memory_reserved() == 0
-        assert not busy()
+        assert eventually(lambda: not busy())
 
     load()  # what stays for the process is made
     check_clean()

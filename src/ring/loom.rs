@@ -16,7 +16,11 @@ const SLOT_BYTES: usize = 16;
 /// Runs a model in every order in which so many times, at most, a thread that could go on has to
 /// wait (few bugs need more than two), and tells how many there were.
 #[expect(clippy::print_stdout, reason = "the figures of a test run are for people to read")]
-fn in_every_order(name: &str, preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+pub(crate) fn in_every_order(
+    name: &str,
+    preemptions: usize,
+    model: impl Fn() + Sync + Send + 'static,
+) {
     let orders = std::sync::Arc::new(AtomicUsize::new(0)); // beside the model
     let counted = std::sync::Arc::clone(&orders);
     let mut builder = Builder::new();
