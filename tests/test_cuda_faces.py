@@ -4,6 +4,7 @@ memory, and loops over `get_tensor`."""
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -204,6 +205,34 @@ def test_into_both_memories(large: Path) -> None:
     }
     load_into(target, large)
     assert all(bits(tensor) == bits(expected[name]) for name, tensor in target.items())
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, TimeoutError])
+@pytest.mark.parametrize("called", ["memory_reserved", "memory_allocated"])
+def test_what_a_handler_raises_while_torch_is_asked_comes_out(
+    called: str, raised: type[BaseException], large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's handler runs in whatever Python code is being run, that of torch too."""
+    asked = getattr(torch.cuda, called)
+
+    def handle(*_signal: object) -> None:
+        raise raised
+
+    def interrupted(device: int) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        return asked(device)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    monkeypatch.setattr(torch.cuda, called, interrupted)
+    try:
+        with pytest.raises(raised):
+            load_file(large, "cuda")
+    finally:
+        monkeypatch.undo()
+        signal.signal(signal.SIGUSR1, before)
 
 
 # Loops over get_tensor.

@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use pyo3::exceptions::{PyInterruptedError, PyRuntimeError};
+use pyo3::exceptions::PyInterruptedError;
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::{Options, run};
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::Caller;
 use crate::plan::{Read, Wanted, windows};
 use crate::python::destination::{Made, take};
+use crate::python::errors::is_refusal;
 use crate::python::fetch::{Ready, Sources, Targets};
 use crate::python::lanes::Hand;
 use crate::queue::{self, Wakes, queue, wait_for};
@@ -234,12 +235,6 @@ impl Drop for Ahead {
         // Without an interpreter, at its end, the thread ends with the process.
         let _outcome = Python::try_attach(|py| self.finish(py));
     }
-}
-
-/// Whether torch refused memory, rather than a signal's handler having raised.
-fn is_refusal(py: Python<'_>, error: &Error) -> bool {
-    let Error::Stopped(cause) = error else { return true };
-    cause.downcast_ref::<PyErr>().is_none_or(|raised| raised.is_instance_of::<PyRuntimeError>(py))
 }
 
 /// What the thread works with.

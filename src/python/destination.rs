@@ -15,6 +15,7 @@ use crate::device::cuda::stream::Stream;
 use crate::device::{Allocator, Buffer, CudaBuffer};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
+use crate::python::errors::foreseen;
 use crate::python::tensor::{torch_module, torch_type};
 use crate::tensor::Form;
 
@@ -191,8 +192,12 @@ impl TorchAllocator {
         }
         let torch = torch_module(py)?;
         let cuda = torch.getattr("cuda")?;
-        let count = |name: &str| cuda.call_method1(name, (self.gpu.ordinal(),))?.extract::<u64>();
-        let (Ok(reserved), Ok(allocated)) = (count("memory_reserved"), count("memory_allocated"))
+        let count = |name: &str| {
+            let counted = cuda.call_method1(name, (self.gpu.ordinal(),));
+            foreseen::<PyRuntimeError, _>(py, counted.and_then(|number| number.extract::<u64>()))
+        };
+        let (Some(reserved), Some(allocated)) =
+            (count("memory_reserved")?, count("memory_allocated")?)
         else {
             return Ok(()); // an allocator of somebody else's in torch, which does not count
         };
@@ -203,7 +208,7 @@ impl TorchAllocator {
             keywords.set_item("dtype", torch.getattr("uint8")?)?;
             keywords.set_item("device", format!("cuda:{}", self.gpu.ordinal()))?;
             let block = self.empty.bind(py).call((large,), Some(&keywords));
-            if block.is_err() {
+            if foreseen::<PyRuntimeError, _>(py, block)?.is_none() {
                 // In pieces it may fit yet, once what lies idle in torch's cache is given back.
                 cuda.call_method0("empty_cache")?;
             }

@@ -1,5 +1,6 @@
 //! Our errors to the exceptions that callers of upstream already catch.
 
+use pyo3::PyTypeInfo;
 use pyo3::exceptions::{PyMemoryError, PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -33,6 +34,25 @@ impl From<PyErr> for Error {
     fn from(raised: PyErr) -> Self {
         Self::Stopped(Box::new(raised))
     }
+}
+
+/// What a call into Python gave, or nothing where it raised what was foreseen. Anything else is passed
+/// on: a signal's handler runs, and raises, in whatever Python code is being run.
+pub(crate) fn foreseen<Foreseen: PyTypeInfo, T>(
+    py: Python<'_>,
+    outcome: PyResult<T>,
+) -> PyResult<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(raised) if raised.is_instance_of::<Foreseen>(py) => Ok(None),
+        Err(raised) => Err(raised),
+    }
+}
+
+/// Whether something was refused, by torch too, rather than a signal's handler having raised.
+pub(crate) fn is_refusal(py: Python<'_>, error: &Error) -> bool {
+    let Error::Stopped(cause) = error else { return true };
+    cause.downcast_ref::<PyErr>().is_none_or(|raised| raised.is_instance_of::<PyRuntimeError>(py))
 }
 
 /// Upstream's own class, so that every `except` clause there is keeps working.

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyInt, PySlice, PyTuple};
 
 use crate::config::COLUMN_BYTES_MIN;
 use crate::format::Dtype;
+use crate::python::errors::foreseen;
 
 /// The part of a tensor that an index needs, and the index that is left for that part.
 pub(crate) struct Part<'py> {
@@ -92,7 +94,9 @@ fn range_of<'py>(
         let Ok(place) = u64::try_from(place) else { return Ok(None) };
         (place..place + 1, PyInt::new(py, 0).into_any())
     } else if let Ok(slice) = item.cast::<PySlice>() {
-        let Ok(bounds) = slice.indices(signed_length) else { return Ok(None) };
+        // Torch asks the same of it once more, and says what is wrong.
+        let bounds = foreseen::<PyException, _>(py, slice.indices(signed_length))?;
+        let Some(bounds) = bounds else { return Ok(None) };
         if bounds.step < 1 {
             return Ok(None);
         }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::Options;
@@ -15,6 +16,7 @@ use crate::format::Dtype;
 use crate::plan::Wanted;
 use crate::python::ahead::{Ahead, Limits};
 use crate::python::destination::{Goal, Goals, Memory};
+use crate::python::errors::foreseen;
 use crate::python::fetch::{Manner, Ready, Sources, Targets};
 use crate::python::handle::TensorSlice;
 use crate::python::load::floating_type;
@@ -217,7 +219,8 @@ fn made_type(
     wanted: Wanted,
     dtype: Option<&Bound<'_, PyAny>>,
 ) -> Result<Option<Dtype>> {
-    let Ok(own) = torch_type(py, form.dtype) else { return Ok(None) };
+    let known = foreseen::<PyException, _>(py, torch_type(py, form.dtype))?;
+    let Some(own) = known else { return Ok(None) };
     if wanted.bytes() == 0 || form.torch_shape().is_err() {
         return Ok(None);
     }

@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
 use crate::checkpoint::engine::Options;
@@ -14,6 +15,7 @@ use crate::format::Header;
 use crate::plan::Wanted;
 use crate::python::ahead::{Ahead, Limits};
 use crate::python::destination::{Goal, Goals, Memory, TorchGpu};
+use crate::python::errors::{foreseen, is_refusal};
 use crate::python::fetch::{Manner, Ready, Targets};
 use crate::python::tensor::torch_type;
 use crate::reader::CachePolicy;
@@ -52,7 +54,10 @@ impl Habit {
                 return Ok(None);
             };
             // What hinders it does not hinder reading one tensor alone.
-            self.ahead = Loop::begin(py, shard, gpu, order).unwrap_or(None);
+            self.ahead = match Loop::begin(py, shard, gpu, order) {
+                Err(error) if is_refusal(py, &error) => None,
+                begun => begun?,
+            };
         }
         let Some(ahead) = &mut self.ahead else { return Ok(None) };
         if ahead.places.front() != Some(&place) {
@@ -148,8 +153,8 @@ fn worth_it(py: Python<'_>, shard: &Shard, order: Order<'_>) -> Result<Worthwhil
     for place in order {
         let (wanted, form) = shard.wanted(place, &[])?;
         let forward = places.back().is_none_or(|&last| place > last);
-        let known = || torch_type(py, form.dtype).is_ok() && form.torch_shape().is_ok();
-        if forward && wanted.bytes() > 0 && known() {
+        let worthwhile = forward && wanted.bytes() > 0 && form.torch_shape().is_ok();
+        if worthwhile && foreseen::<PyException, _>(py, torch_type(py, form.dtype))?.is_some() {
             places.push_back(place);
             targets.push((wanted, form));
         }
