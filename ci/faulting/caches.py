@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PIECE_BYTES = 64 << 10
+#: What kept connections have for the next answers, however many loads there were.
+CONNECTIONS_BYTES = 1 << 20
+LOADS = 20
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def served(folder: Path) -> Iterator[tuple[Any, bytes, Any]]:
     content, expected = path.read_bytes(), by_stock(path)
     with web_server.WebServer(lambda request: web_server.part(request, content)) as server:
         check_same("remote", load_file(server.url()), expected)
-        with nothing_left(folder):
+        with nothing_left(folder, CONNECTIONS_BYTES):
             yield server, content, expected
 
 
@@ -53,7 +56,7 @@ def full_disk(folder: Path) -> None:
         served(folder) as (server, _, expected),
         mounted("tmpfs", folder / "small", "tmpfs", "size=2m") as small,
     ):
-        for _ in range(2):
+        for _ in range(LOADS):
             check_same("kept nowhere", load_file(server.url(), cache_dir=small), expected)
             settle()
             assert eventually(lambda: not list(small.rglob("*.part"))), "a part is left"

@@ -163,8 +163,11 @@ def slot_kib() -> int:
 
 
 @contextmanager
-def nothing_left(folder: Path) -> Iterator[None]:
-    """Afterwards a healthy file is loaded rightly, and the process holds what it did before."""
+def nothing_left(folder: Path, kept_bytes: int = 0) -> Iterator[None]:
+    """Afterwards a healthy file is loaded rightly, and the process holds what it did before.
+
+    It may hold so many bytes more that are kept for what comes next, as connections are.
+    """
     healthy = write_weights(folder / "healthy.safetensors")
     expected = by_stock(healthy)
     check_right(healthy, expected)
@@ -177,7 +180,7 @@ def nothing_left(folder: Path) -> Iterator[None]:
     assert after.descriptors == before.descriptors, f"were {before}, are {after}"
     assert after.slot_kib == 0, f"{after.slot_kib} KiB of slots are left"
     drift = after.allocated_bytes - before.allocated_bytes
-    assert drift < DRIFT_BYTES_MAX, f"{drift} bytes of memory are left"
+    assert drift < DRIFT_BYTES_MAX + kept_bytes, f"{drift} bytes of memory are left"
 
 
 def eventually(condition: Callable[[], Any]) -> bool:

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oracle import write_slow  # type: ignore[import-not-found]
 from safetensors_streaming import load_checkpoint, stream
 
 from faulting.checks import (
@@ -42,14 +43,19 @@ def fork(folder: Path) -> dict[str, int]:
     expected = by_stock(path)
     with nothing_left(folder):
         for cache in ("keep", "bypass"):
-            fork_in_progress(path, expected, cache)
+            fork_in_progress(folder, path, expected, cache)
         fork_beside_a_stream(path, expected)
         fork_beside(path, expected)
     return {"forks": FORKS + 3}
 
 
-def fork_in_progress(path: Path, expected: Tensors, cache: str) -> None:
-    """The process forks in the thread that carries the load; the load goes on."""
+def fork_in_progress(folder: Path, path: Path, expected: Tensors, cache: str) -> None:
+    """The process forks in the thread that carries the load; the load goes on.
+
+    The load is one that takes several of the intervals in which progress is told.
+    """
+    long = write_slow(folder / "long.safetensors")
+    expected_of_long = by_stock(long)
     forks: list[int] = []
 
     def progress(done: int, total: int) -> None:
@@ -57,9 +63,9 @@ def fork_in_progress(path: Path, expected: Tensors, cache: str) -> None:
             forks.append(done)
             fork_and_check(path, expected)
 
-    loaded = load_checkpoint(path, backend="pread", cache=cache, progress=progress)  # type: ignore[arg-type]
+    loaded = load_checkpoint(long, backend="pread", cache=cache, progress=progress)  # type: ignore[arg-type]
     assert forks, "the load was over before the fork"
-    check_same("the parent's load", loaded, expected)
+    check_same("the parent's load", loaded, expected_of_long)
 
 
 def fork_beside_a_stream(path: Path, expected: Tensors) -> None:
