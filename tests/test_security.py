@@ -104,7 +104,9 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("make", COSTLY.values(), ids=COSTLY)
-def test_a_header_costs_about_what_it_costs_with_stock(make: Callable[[], bytes], tmp_path: Path) -> None:
+def test_a_header_costs_about_what_it_costs_with_stock(
+    make: Callable[[], bytes], tmp_path: Path
+) -> None:
     tiny, large = tmp_path / "tiny.safetensors", tmp_path / "large.safetensors"
     tiny.write_bytes(bad_files.file("{}"))
     header_bytes = large.write_bytes(make())
