@@ -19,7 +19,7 @@ use self::loom::{Bell, channel};
 #[cfg(not(every_order))]
 mod bell;
 #[cfg(all(test, every_order))]
-mod loom;
+pub(crate) mod loom;
 
 /// The end that threads have.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use crate::config::{
 use crate::device::Slot;
 
 #[cfg(all(test, every_order))]
-pub(crate) mod loom;
+mod loom;
 
 /// A bounded pool of slots.
 #[derive(Debug)]

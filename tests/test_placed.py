@@ -182,7 +182,7 @@ DISTURBED = """
     import safetensors_streaming
     import simulator
     import torch
-    from process import busy
+    from process import busy, eventually
     from transformers import LlamaForCausalLM
 
     folder = Path(sys.argv[1])

@@ -10,7 +10,7 @@ use crate::source::{self, Address};
 const INDEX_ENDING: &str = ".safetensors.index.json";
 
 /// The largest index that is read, in bytes: a hundred times those of the largest models.
-const INDEX_BYTES_MAX: usize = 256 << 20;
+const INDEX_BYTES_MAX: usize = 64 << 20;
 
 /// The files of a checkpoint.
 #[derive(Debug)]

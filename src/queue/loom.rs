@@ -4,12 +4,32 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ::loom::model::Builder;
 use ::loom::sync::{Condvar, Mutex};
 use ::loom::thread;
 
 use super::{Receiver, queue};
-use crate::ring::loom::in_every_order;
+
+/// Runs a model in every order in which so many times, at most, a thread that could go on has to
+/// wait (few bugs need more than two), and tells how many there were.
+#[expect(clippy::print_stdout, reason = "the figures of a test run are for people to read")]
+pub(crate) fn in_every_order(
+    name: &str,
+    preemptions: usize,
+    model: impl Fn() + Sync + Send + 'static,
+) {
+    let orders = std::sync::Arc::new(AtomicUsize::new(0)); // beside the model
+    let counted = std::sync::Arc::clone(&orders);
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+        model();
+    });
+    println!("loom: {name}: {} orders", orders.load(Ordering::SeqCst));
+}
 
 /// Stands for crossbeam's.
 pub(super) mod channel {

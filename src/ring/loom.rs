@@ -3,34 +3,14 @@
 //! static, which loom does not model.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ::loom::model::Builder;
 use ::loom::sync::Arc;
 use ::loom::thread;
 
 use super::Ring;
+use crate::queue::loom::in_every_order;
 
 const SLOT_BYTES: usize = 16;
-
-/// Runs a model in every order in which so many times, at most, a thread that could go on has to
-/// wait (few bugs need more than two), and tells how many there were.
-#[expect(clippy::print_stdout, reason = "the figures of a test run are for people to read")]
-pub(crate) fn in_every_order(
-    name: &str,
-    preemptions: usize,
-    model: impl Fn() + Sync + Send + 'static,
-) {
-    let orders = std::sync::Arc::new(AtomicUsize::new(0)); // beside the model
-    let counted = std::sync::Arc::clone(&orders);
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    builder.check(move || {
-        counted.fetch_add(1, Ordering::SeqCst);
-        model();
-    });
-    println!("loom: {name}: {} orders", orders.load(Ordering::SeqCst));
-}
 
 /// Uses a ring as a load does: takes what there is, puts the first of it back, keeps the rest till
 /// the end.
