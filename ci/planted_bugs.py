@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PIPELINE, SLABS, COPIES = "src/pipeline.rs", "src/device/cuda/memory.rs", "src/device/cuda/copy.rs"
-URING, PREAD, ANSWER = "src/reader/uring.rs", "src/reader/pread.rs", "src/source/remote/answer.rs"
+URING, ANSWER = "src/reader/uring.rs", "src/source/remote/answer.rs"
 
 
 @dataclass(frozen=True)
@@ -184,17 +184,12 @@ KINDS = (
         "        self.end(index, pushed.map(|()| bytes));\n    }\n\n    fn poll",
         figure="readers",
     ),
-    Bug(
+    bug(
         "a wrong offset after a short direct read",
-        (
-            Edit(PREAD, "request.offset + from as u64)", "request.offset + done as u64)"),
-            Edit(
-                URING,
-                "let offset = offset + from as u64;",
-                "let offset = offset + pending.done as u64;",
-            ),
-        ),
-        "faults",
+        "src/reader/blocks.rs",
+        "self.offset + from as u64",
+        "self.offset + self.done as u64",
+        figure="readers",
     ),
     next(known for known in ORDER if known.name == "copies do not wait for the user's stream"),
     bug(

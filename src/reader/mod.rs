@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 pub(crate) mod ahead;
+pub(crate) mod blocks;
 pub(crate) mod choice;
 pub(crate) mod depth;
 pub(crate) mod digesting;

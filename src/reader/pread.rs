@@ -9,9 +9,10 @@ use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{self, unbounded};
 
-use crate::config::{ALIGNMENT_BYTES, READ_THREADS_MAX, processors};
+use crate::config::{READ_THREADS_MAX, processors};
 use crate::device::Slot;
 use crate::queue::{Receiver, Sender, Wakes, queue};
+use crate::reader::blocks::Blocks;
 use crate::reader::{Completion, Reader, Request};
 use crate::source::{Source, read_full};
 
@@ -133,22 +134,21 @@ fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Completion {
     Completion { request, slot, result }
 }
 
-/// Reads whole aligned blocks. After a short read goes on from the last aligned offset: what
-/// direct I/O gives can end anywhere.
+/// Reads whole aligned blocks.
 fn read_direct(file: &File, request: &Request, slot: &mut Slot) -> io::Result<usize> {
-    let asked = request.bytes.next_multiple_of(ALIGNMENT_BYTES);
-    let mut done = 0;
-    while done < request.bytes {
-        let from = done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
-        let target = &mut slot.as_mut_slice()[from..asked];
-        match file.read_at(target, request.offset + from as u64) {
-            Ok(count) if from + count <= done => break,
-            Ok(count) => done = from + count,
+    let mut blocks = Blocks::new(request);
+    loop {
+        let (part, offset) = blocks.next();
+        match file.read_at(&mut slot.as_mut_slice()[part], offset) {
+            Ok(count) => {
+                if let Some(done) = blocks.take(count) {
+                    return Ok(done);
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(done.min(request.bytes))
 }
 
 impl Reader for PreadReader {

@@ -10,9 +10,10 @@ use std::time::Duration;
 use io_uring::types::Fd;
 use io_uring::{IoUring, opcode};
 
-use crate::config::{ALIGNMENT_BYTES, LOAD_SLOTS_MAX};
+use crate::config::LOAD_SLOTS_MAX;
 use crate::device::Slot;
 use crate::queue::Wakes;
+use crate::reader::blocks::Blocks;
 use crate::reader::{Completion, Reader, Request, wait};
 use crate::source::Source;
 
@@ -26,7 +27,7 @@ const _: () = assert!(QUEUE_ENTRIES as usize == LOAD_SLOTS_MAX);
 struct Pending {
     request: Request,
     slot: Slot,
-    done: usize,
+    blocks: Blocks,
 }
 
 /// A ring that was seen to work, and the reads in it.
@@ -85,15 +86,12 @@ impl UringReader {
         let mut pending = self.pending[index].take().ok_or_else(missing)?;
         let buffer = self.registration(pending.slot.as_mut_slice());
         let pending = self.pending[index].insert(pending);
-        let Request { shard, offset, bytes, .. } = pending.request;
-        let file = self.sources[shard].local().and_then(|local| local.direct());
+        let file = self.sources[pending.request.shard].local().and_then(|local| local.direct());
         let file = file.ok_or_else(missing)?;
-        let from = pending.done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
-        let memory = &mut pending.slot.as_mut_slice()[..bytes.next_multiple_of(ALIGNMENT_BYTES)];
-        let target = &mut memory[from..];
+        let (part, offset) = pending.blocks.next();
+        let target = &mut pending.slot.as_mut_slice()[part];
         let asked = u32::try_from(target.len()).map_err(io::Error::other)?;
         let (address, descriptor) = (target.as_mut_ptr(), Fd(file.as_raw_fd()));
-        let offset = offset + from as u64;
         let entry = match buffer {
             Some(buffer) => {
                 opcode::ReadFixed::new(descriptor, address, asked, buffer).offset(offset).build()
@@ -112,20 +110,16 @@ impl UringReader {
     /// Looks at what the kernel says of a read: whole, ended early, failed, or to be continued.
     fn advance(&mut self, index: usize, outcome: i32) {
         let Some(pending) = self.pending[index].as_mut() else { return };
-        let bytes = pending.request.bytes;
-        let from = pending.done / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
         match usize::try_from(outcome) {
-            Ok(count) if from + count <= pending.done => {
-                let done = pending.done;
-                return self.end(index, Ok(done));
+            Ok(count) => {
+                if let Some(done) = pending.blocks.take(count) {
+                    return self.end(index, Ok(done));
+                }
             }
-            Ok(count) => pending.done = from + count,
             Err(_) if [libc::EINTR, libc::EAGAIN].contains(&-outcome) => {}
             Err(_) => return self.end(index, Err(io::Error::from_raw_os_error(-outcome))),
         }
-        if pending.done >= bytes {
-            self.end(index, Ok(bytes));
-        } else if let Err(error) = self.push(index) {
+        if let Err(error) = self.push(index) {
             self.end(index, Err(error));
         }
     }
@@ -144,7 +138,7 @@ impl Reader for UringReader {
             self.pending.push(None);
             self.pending.len() - 1
         });
-        self.pending[index] = Some(Pending { request, slot, done: 0 });
+        self.pending[index] = Some(Pending { request, slot, blocks: Blocks::new(&request) });
         if let Err(error) = self.push(index) {
             self.end(index, Err(error));
         }
