@@ -42,9 +42,6 @@ pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 /// Streams that a GPU keeps for the next loads: making one costs as much as the copy of a small tensor.
 pub(crate) const IDLE_STREAMS_MAX: usize = 8;
 
-/// Events that a GPU keeps, for the same reason: as many as loads of small tensors use at once.
-pub(crate) const IDLE_EVENTS_MAX: usize = 64;
-
 /// The most bytes of one load, 16 TiB: its plan then takes some hundred MiB.
 pub(crate) const LOAD_BYTES_MAX: u64 = 16 << 40;
 

@@ -68,8 +68,6 @@ pub(crate) struct Gpu {
     kernels: OnceLock<std::result::Result<Kernels, String>>,
     /// Streams of ours that nobody has.
     pub(super) idle_streams: Mutex<Vec<sys::CUstream>>,
-    /// Events of ours that nobody has.
-    pub(super) idle_events: Mutex<Vec<sys::CUevent>>,
 }
 
 // SAFETY: a context is no thread's; the driver locks what it shares.
@@ -112,7 +110,6 @@ impl Gpu {
             node: OnceLock::new(),
             kernels: OnceLock::new(),
             idle_streams: Mutex::default(),
-            idle_events: Mutex::default(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use crate::config::{IDLE_EVENTS_MAX, IDLE_STREAMS_MAX};
+use crate::config::IDLE_STREAMS_MAX;
 use crate::device::cuda::driver::Gpu;
 use crate::error::Result;
 
@@ -160,13 +160,8 @@ pub(super) struct Event {
 unsafe impl Send for Event {}
 
 impl Event {
-    /// An event whose waiters sleep and that keeps no time: one that idles, or else a new one.
+    /// An event whose waiters sleep and that keeps no time.
     pub(super) fn new(gpu: &'static Gpu) -> Result<Self> {
-        // As with streams.
-        let idle = gpu.idle_events.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if let Some(raw) = idle {
-            return Ok(Self { gpu, raw });
-        }
         let flags = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as u32
             | sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         let mut raw = std::ptr::null_mut();
@@ -192,14 +187,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // One that is pending may be recorded anew: who waits for it waits for where it was then.
-        if let Ok(mut idle) = self.gpu.idle_events.try_lock()
-            && idle.len() < IDLE_EVENTS_MAX
-        {
-            idle.push(self.raw);
-        } else {
-            // SAFETY: nobody else has it; one that is pending is freed when it is done.
-            let _gone = unsafe { sys::cuEventDestroy_v2(self.raw) };
-        }
+        // SAFETY: nobody else has it; one that is pending is freed when it is done.
+        let _gone = unsafe { sys::cuEventDestroy_v2(self.raw) };
     }
 }
