@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).resolve().parent
 DEADLINE_S = 30.0
+#: Of what follows the name in a thread's `stat`, and PF_EXITING: set before it can be joined.
+FLAGS, EXITING = 6, 0x4
 
 
 def threads() -> list[str]:
     """The names of this process's threads that are ours.
 
-    The kernel lists a thread for a moment after it was joined: ask `eventually`.
+    Not of those that are ending: the kernel lists a thread for a moment after it was joined.
     """
     names = []
     for task in Path("/proc/self/task").iterdir():
         try:
-            name = (task / "comm").read_text().strip()
+            head, _, rest = (task / "stat").read_text().rpartition(")")
         except OSError:  # it has ended
             continue
-        if name.startswith("sst"):
+        name, flags = head.partition("(")[2], int(rest.split()[FLAGS])
+        if name.startswith("sst") and not flags & EXITING:
             names.append(name)
     return names
 

@@ -219,7 +219,7 @@ def test_loads_in_eight_threads(large: Path, backend: str) -> None:
 
 
 def test_other_threads_run_during_a_load(slow: Path) -> None:
-    """Nothing makes a thread give up the interpreter; opening a file is worth some dozen steps."""
+    """Nothing makes a thread give up the interpreter; opening a file is worth a hundred steps."""
     steps, at = 0, []
 
     def load() -> dict[str, torch.Tensor]:

@@ -182,7 +182,7 @@ DISTURBED = """
     import safetensors_streaming
     import simulator
     import torch
-    from process import busy, eventually
+    from process import busy
     from transformers import LlamaForCausalLM
 
     folder = Path(sys.argv[1])
@@ -200,7 +200,7 @@ DISTURBED = """
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         assert torch.cuda.memory_reserved() == 0
-        assert eventually(lambda: not busy())
+        assert not busy()
 
     load()  # what stays for the process is made
     check_clean()
