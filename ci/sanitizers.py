@@ -1,8 +1,9 @@
 """Runs the Rust tests under sanitizers, and loom's models; ci/sanitizers says how it is called.
 
-The stable toolchain has the runtimes of the sanitizers but not the source of std, so std itself is
-not instrumented; what that means for ThreadSanitizer is in ci/thread-sanitizer.txt. Each sanitizer
-must first report the errors of its kind in a program that has them.
+Each sanitizer must first report the errors of its kind in a program that has them. ThreadSanitizer
+takes what it cannot see for a race, std's own locks as well: there, std is compiled along, by a
+nightly compiler from the source that belongs to it. The simulated driver is not: see
+ci/thread-sanitizer.txt.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Sanitizer:
     options: dict[str, str]
     #: What it says of a program with each of these errors.
     finds: dict[str, str]
-    #: Tests that cannot run under it.
-    excluded: tuple[str, ...] = ()
+    #: Whether std is compiled along, which takes a nightly compiler.
+    with_std: bool = False
 
 
 SANITIZERS = (
@@ -51,6 +52,7 @@ SANITIZERS = (
         "-Zsanitizer=thread -Zunstable-options -Cunsafe-allow-abi-mismatch=sanitizer",
         {"TSAN_OPTIONS": f"suppressions={ROOT}/ci/thread-sanitizer.txt"},
         {"data race": "ThreadSanitizer: data race"},
+        with_std=True,
     ),
 )
 LOOM = "loom"
@@ -124,12 +126,27 @@ def check_that_it_finds(sanitizer: Sanitizer) -> None:
     source, program = WORK / "program.rs", WORK / f"program-{sanitizer.name}"
     source.write_text(PROGRAM)
     flags = sanitizer.flags.split()
-    must(["rustc", "--edition=2024", *flags, "-o", str(program), str(source)], RUSTC_BOOTSTRAP="1")
+    compiler = ["rustc", *(["+nightly"] if sanitizer.with_std else [])]
+    must(
+        [*compiler, "--edition=2024", *flags, "-o", str(program), str(source)], RUSTC_BOOTSTRAP="1"
+    )
     must([str(program)], **sanitizer.options)
     for error, words in sanitizer.finds.items():
         code, said = run([str(program), error], **sanitizer.options)
         if code == 0 or words not in said:
             sys.exit(f"sanitizers: {sanitizer.name} does not see a {error}:\n{said}")
+
+
+def source_of_std() -> Path:
+    """The nightly compiler's own component, or Debian's package of the same release."""
+    version = must(["rustc", "+nightly", "--version"]).split()[1]
+    sysroot = must(["rustc", "+nightly", "--print", "sysroot"]).strip()
+    component = Path(sysroot, "lib/rustlib/src/rust/library")
+    if component.exists():
+        return component
+    release = version.rpartition(".")[0]
+    must(["ci/source_of_std", release])
+    return next(WORK.glob(f"std/usr/src/rustc-{release}.*/library"))
 
 
 def run_tests(sanitizer: Sanitizer) -> Outcome:
@@ -143,11 +160,14 @@ def run_tests(sanitizer: Sanitizer) -> Outcome:
         "CARGO_PROFILE_TEST_DEBUG": "line-tables-only",
     }
     build = ["cargo", "test", "--lib", "--no-run", "--locked", "--quiet", "--target", TARGET]
+    if sanitizer.with_std:
+        build[1:1] = ["+nightly", "-Zbuild-std"]
+        # Cargo looks there in place of the compiler's own folder; it has no other name for that.
+        variables["__CARGO_TESTS_ONLY_SRC_ROOT"] = str(source_of_std())
     messages = must([*build, "--message-format=json"], **variables).splitlines()
     built = [json.loads(line) for line in messages if line.startswith("{")]
     program = next(str(one["executable"]) for one in built if one.get("executable"))
-    skips = [word for name in sanitizer.excluded for word in ("--skip", name)]
-    command = ["ci/sim", "--driver", program, "--nocapture", *skips]
+    command = ["ci/sim", "--driver", program, "--nocapture"]
     code, said = run(command, **sanitizer.options, SIMCUDA_JITTER_US="100")
     log = WORK / f"{sanitizer.name}.log"
     log.write_text(said)
