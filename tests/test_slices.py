@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from oracle import OURS, STOCK, Entry, agree, bits, outcome, same_tensor, write_raw
+from oracle import (
+    OURS,
+    STOCK,
+    Entry,
+    agree,
+    bits,
+    header_of,
+    outcome,
+    same_tensor,
+    write_raw,
+)
 from process import memory_kib
 
 if TYPE_CHECKING:
@@ -188,6 +199,19 @@ def test_a_pread_slice_reads_its_rows_only(tmp_path: Path) -> None:
     assert row.untyped_storage().nbytes() <= MIB
     assert memory_kib("RssAnon") - before < 48 * 1024
     assert bits(row) == bits(STOCK.safe_open(path, "pt").get_slice("x")[5:6])
+
+
+def test_columns_of_rows_without_number_are_refused(tmp_path: Path) -> None:
+    rows, row_bytes = (16 << 20) + 1, 128 << 10
+    header = header_of({"x": ("U8", [rows, row_bytes], rows * row_bytes)})
+    path = tmp_path / "sparse.safetensors"
+    path.write_bytes(header)
+    os.truncate(path, len(header) + rows * row_bytes)
+    lazy = OURS.safe_open(path, "pt", backend="pread").get_slice("x")
+    with pytest.raises(OSError, match=f"{rows} stretches apart from each other") as caught:
+        lazy[:, :4096]
+    assert str(path) in str(caught.value)
+    assert not lazy[-1:, :4096].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
