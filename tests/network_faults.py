@@ -182,12 +182,15 @@ def _throttled(content: bytes) -> Answer:
 
 _XML = f"<Error><Code>AccessDenied</Code><Message>Not yours</Message><Key>{SECRET}</Key></Error>"
 
+#: Of a range, where refusals come at once: pauses are drawn, and tries go on while patience lasts.
+_SIX_OR_MORE = r"\b([6-9]|\d\d) tries"
+
 FAULTS = {
     "reset before an answer": Fault(_once(_reset)),
     "reset at the opening": Fault(_once(_reset, 0)),
     "reset in the middle": Fault(_once(_reset_in_body)),
     "reset in the opening": Fault(_once(_reset_in_body, 0)),
-    "every connection is reset": Fault(_later(_reset), ConnectionResetError, "6 tries"),
+    "every connection is reset": Fault(_later(_reset), ConnectionResetError, _SIX_OR_MORE),
     "an answer ends early": Fault(_once(lambda r, c: _closed(r, c, 1000))),
     "an answer ends before its body": Fault(_once(lambda r, c: _closed(r, c, 0))),
     "no answer": Fault(_once(_stall)),
@@ -240,7 +243,7 @@ FAULTS = {
     "always busy": Fault(
         _later(_answers("503 Service Unavailable", b"come back later")),
         OSError,
-        "503 Service Unavailable: come back later.*6 tries",
+        f"503 Service Unavailable: come back later.*{_SIX_OR_MORE}",
     ),
     "throttled": Fault(_throttled, requests=3),
     "too many requests": Fault(_once(_answers("429 Too Many Requests"))),
