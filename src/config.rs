@@ -29,6 +29,10 @@ pub(crate) const RING_SLOTS_MAX: usize = 32;
 /// 2 to 3 GB/s.
 pub(crate) const SLOT_MAKERS_MAX: usize = 4;
 
+/// Bytes in the page cache that are worth another new slot, whose making takes as long as a fourth of
+/// their copying.
+pub(crate) const NEW_SLOT_WORTH_BYTES: u64 = 4 * SLOT_BYTES as u64;
+
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
 
@@ -94,6 +98,12 @@ pub(crate) const URING_READS_MIN: usize = 4;
 
 /// The size of a load's first reads.
 pub(crate) const FIRST_CHUNK_BYTES: u64 = 1 << 20;
+
+/// The size of the first reads of a single small tensor that the page cache holds.
+pub(crate) const SMALL_FIRST_CHUNK_BYTES: u64 = 256 << 10;
+
+/// The most of its later ones.
+pub(crate) const SMALL_CHUNK_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes of direct reads in flight at first: two slots keep a disk busy that is near.
 pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use crate::config::{
-    ALIGNMENT_BYTES, FIRST_CHUNK_BYTES, GAP_BYTES_MAX, PIECES_MAX, REMOTE_GAP_BYTES_MAX,
-};
+pub(crate) use self::chunks::Chunks;
+use crate::config::{ALIGNMENT_BYTES, PIECES_MAX};
+
+mod chunks;
 
 /// Bytes of a shard that are to fill one target from its start: a range, or rows of equal length at
 /// equal distances.
@@ -112,42 +113,11 @@ impl Plan {
     ) -> Self {
         let mut reads = Vec::new();
         let all_bytes: u64 = wanted.iter().map(Wanted::bytes).sum();
-        let first_bytes = if all_bytes <= chunks.bytes { chunks.bytes } else { chunks.first_bytes };
-        let chunks = Chunks { first_bytes, ..chunks };
+        let chunks = chunks.of_load(all_bytes);
         for window in windows(&wanted, window_bytes) {
             plan_window(&wanted, window, source_bytes, chunks, &mut reads);
         }
         Self { wanted, reads }
-    }
-}
-
-/// How large reads are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Chunks {
-    /// The first ones of a load that takes several.
-    first_bytes: u64,
-    /// At most, most of them.
-    bytes: u64,
-    /// Unwanted bytes that are read rather than skipped.
-    gap_bytes_max: u64,
-}
-
-impl Chunks {
-    /// The first four reads are small, the next four twice as large, and so on: the sooner one is done,
-    /// the sooner the device has something to do.
-    pub(crate) fn growing(bytes: usize) -> Self {
-        let gap_bytes_max = GAP_BYTES_MAX;
-        Self { first_bytes: FIRST_CHUNK_BYTES, bytes: bytes as u64, gap_bytes_max }
-    }
-
-    /// All of one size: each is a request, which costs the way to the source and back.
-    pub(crate) fn equal(bytes: usize) -> Self {
-        let (bytes, gap_bytes_max) = (bytes as u64, REMOTE_GAP_BYTES_MAX);
-        Self { first_bytes: bytes, bytes, gap_bytes_max }
-    }
-
-    fn bytes(self, reads_before: usize) -> u64 {
-        self.bytes.min(self.first_bytes << (reads_before / 4).min(4))
     }
 }
 
@@ -284,7 +254,8 @@ impl Span {
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
-    use super::{ALIGNMENT_BYTES, Chunks, GAP_BYTES_MAX, Plan, Read, Wanted, windows};
+    use super::{ALIGNMENT_BYTES, Chunks, Plan, Read, Wanted, windows};
+    use crate::config::GAP_BYTES_MAX;
 
     const CHUNK: usize = 4 * ALIGNMENT_BYTES;
 

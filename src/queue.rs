@@ -1,12 +1,15 @@
 //! Channels from worker threads to the thread that carries a load. It waits for all of them, and for the
-//! kernel's own queue, at once: each has a descriptor that is readable while there may be something.
+//! kernel's own queue, at once: each has a descriptor that is readable while there may be something. That of
+//! a channel is made when its thread goes to sleep for the first time; most small loads never do.
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+#[cfg(all(test, every_order))]
+use ::loom::sync::Mutex;
 #[cfg(not(every_order))]
-use crossbeam::channel;
+use {crossbeam::channel, std::sync::Mutex};
 
 use crate::source::system;
 
@@ -25,27 +28,30 @@ pub(crate) mod loom;
 #[derive(Debug)]
 pub(crate) struct Sender<T> {
     values: channel::Sender<T>,
-    bell: Option<Arc<Bell>>,
+    bell: BellPlace,
 }
 
 /// The end of the thread that carries the load.
 #[derive(Debug)]
 pub(crate) struct Receiver<T> {
     values: channel::Receiver<T>,
-    /// None where the process may not have another descriptor.
-    bell: Option<Arc<Bell>>,
+    bell: BellPlace,
 }
+
+/// Where a channel's bell is once somebody has gone to sleep. It is hung up before the last look for
+/// values, and looked for after a value was sent: one of the two is seen.
+type BellPlace = Arc<Mutex<Option<Arc<Bell>>>>;
 
 /// A channel without a limit.
 pub(crate) fn queue<T>() -> (Sender<T>, Receiver<T>) {
     let (values_in, values) = channel::unbounded();
-    let bell = Bell::new().ok().map(Arc::new);
-    (Sender { values: values_in, bell: bell.clone() }, Receiver { values, bell })
+    let bell = BellPlace::default();
+    (Sender { values: values_in, bell: Arc::clone(&bell) }, Receiver { values, bell })
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { values: self.values.clone(), bell: self.bell.clone() }
+        Self { values: self.values.clone(), bell: Arc::clone(&self.bell) }
     }
 }
 
@@ -53,7 +59,7 @@ impl<T> Sender<T> {
     /// Puts a value in, unless the other end is gone.
     pub(crate) fn send(&self, value: T) -> Result<(), channel::SendError<T>> {
         self.values.send(value)?;
-        if let Some(bell) = &self.bell {
+        if let Some(bell) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
             bell.ring();
         }
         Ok(())
@@ -66,18 +72,29 @@ impl<T> Receiver<T> {
         if let Ok(value) = self.values.try_recv() {
             return Some(value);
         }
-        if let Some(bell) = &self.bell {
+        if let Some(bell) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
             // Stopped before the last look: what is sent after that rings it again.
             bell.stop();
         }
         self.values.try_recv().ok()
     }
 
+    /// The bell; none where the process may not have another descriptor.
+    fn bell(&self) -> Option<Arc<Bell>> {
+        let mut place = self.bell.lock().unwrap_or_else(PoisonError::into_inner);
+        if place.is_none() {
+            *place = Bell::new().ok().map(Arc::new);
+        }
+        place.clone()
+    }
+
     /// Adds what tells that there may be a value; for who takes values, after this, until there is none.
     pub(crate) fn add_to(&self, wakes: &mut Wakes) {
-        match &self.bell {
-            Some(bell) => wakes.add(bell.descriptor()),
-            None => wakes.blind = true,
+        if wakes.waits {
+            match self.bell() {
+                Some(bell) => wakes.add(bell.descriptor()),
+                None => wakes.blind = true,
+            }
         }
     }
 }
@@ -88,6 +105,8 @@ const BLIND: Duration = Duration::from_millis(1);
 /// What a thread waits for; the descriptors are of those who are asked in the same breath.
 #[derive(Debug, Default)]
 pub(crate) struct Wakes {
+    /// Whether who looks will wait; for others no descriptor is made.
+    waits: bool,
     descriptors: Vec<RawFd>,
     /// Something has no descriptor and has to be looked at again and again.
     blind: bool,
@@ -96,6 +115,11 @@ pub(crate) struct Wakes {
 }
 
 impl Wakes {
+    /// For who will wait.
+    pub(crate) fn to_wait() -> Self {
+        Self { waits: true, ..Self::default() }
+    }
+
     /// Adds what is ready whenever it is looked at.
     #[cfg(test)]
     pub(crate) fn add_awake(&mut self) {
@@ -118,14 +142,18 @@ impl Wakes {
     }
 }
 
-/// Looks again and again until there is something or the time is over, and sleeps between.
+/// Looks again and again until there is something or the time is over, and sleeps between; the first
+/// look is for what is there already.
 pub(crate) fn wait_for<T>(
     timeout: Duration,
     mut look: impl FnMut(&mut Wakes) -> Option<T>,
 ) -> Option<T> {
+    if let Some(found) = look(&mut Wakes::default()) {
+        return Some(found);
+    }
     let began = Instant::now();
     loop {
-        let mut wakes = Wakes::default();
+        let mut wakes = Wakes::to_wait();
         if let Some(found) = look(&mut wakes) {
             return Some(found);
         }
@@ -155,7 +183,7 @@ mod tests {
         }
         sending.join().unwrap();
         assert_eq!(receiver.take(), None);
-        let mut wakes = Wakes::default();
+        let mut wakes = Wakes::to_wait();
         receiver.add_to(&mut wakes);
         let began = Instant::now();
         wakes.wait(Duration::from_millis(30));

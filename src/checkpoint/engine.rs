@@ -8,8 +8,8 @@ use sha2::Sha256;
 
 use crate::config::{
     GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_RUNS_MAX, LOAD_SLOTS, LOAD_SLOTS_MAX,
-    ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX, config,
-    last_level_cache_bytes,
+    NEW_SLOT_WORTH_BYTES, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES,
+    WARM_CHUNK_BYTES_MAX, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
 use crate::digest::{Digests, Hasher};
@@ -92,16 +92,19 @@ pub(crate) fn run_digesting<H: Hasher>(
     let (tensors, files) = (wanted.len(), sources.len());
     let bytes = check_size(&wanted, sources)?;
     let remote = sources.iter().any(|source| source.remote().is_some());
-    let cached = !remote && are_cached(sources);
+    let cached = !remote && are_cached(sources, &wanted);
     let (chunk_bytes, slots_max) = sizes(cached, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
-    let chunks = if remote { Chunks::equal } else { Chunks::growing }(chunk_bytes);
+    let chunks = match wanted[..] {
+        [only] if cached && is_one_small(&wanted) => Chunks::of_one_small(only.end - only.begin),
+        _ if remote => Chunks::equal(chunk_bytes),
+        _ => Chunks::growing(chunk_bytes),
+    };
     let plan = Plan::new(wanted, &source_bytes, chunks, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
     let read_bytes: u64 = plan.reads.iter().map(|read| read.bytes as u64).sum();
-    // Copying bytes into a new slot takes as long as making it: what a cache holds is worth no more of
-    // them than hold it, and two, of which one is filled while the other is emptied.
-    let worth = usize::try_from(read_bytes.div_ceil(SLOT_BYTES as u64)).unwrap_or(usize::MAX);
+    // Two at least: one is filled while the other is emptied.
+    let worth = usize::try_from(read_bytes.div_ceil(NEW_SLOT_WORTH_BYTES)).unwrap_or(usize::MAX);
     let enough = if cached { worth.max(2) } else { usize::MAX };
     let lease = Ring::of_process().lend(slots_max.min(plan.reads.len()), enough);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
@@ -154,7 +157,20 @@ pub(crate) fn check_size(wanted: &[Wanted], sources: &[Arc<dyn Source>]) -> Resu
     Err(Error::refused(path, libc::EFBIG, &message))
 }
 
-fn are_cached(sources: &[Arc<dyn Source>]) -> bool {
+/// Whether there is but one small target, which its caller reads and copies: threads take as long to
+/// start.
+pub(crate) fn is_one_small(wanted: &[Wanted]) -> bool {
+    matches!(wanted, [only] if only.bytes() <= SLOT_BYTES as u64)
+}
+
+/// Whether the page cache holds what is wanted; by one look where that is one small tensor.
+fn are_cached(sources: &[Arc<dyn Source>], wanted: &[Wanted]) -> bool {
+    if let [only] = wanted
+        && is_one_small(wanted)
+    {
+        let file = sources[only.shard].local();
+        return file.and_then(|file| file.is_cached(only.begin..only.end)).unwrap_or(true);
+    }
     sources.iter().all(|source| source.local().is_none_or(is_mostly_cached))
 }
 

@@ -19,8 +19,8 @@ use crate::tensor::Form;
 pub(crate) enum Lane {
     /// The host's.
     Host,
-    /// Slabs on the GPU of a stream.
-    Slabs(Arc<Stream>),
+    /// Slabs on a GPU.
+    Slabs(&'static Gpu),
     /// Tensors of torch's.
     Torch(Box<TorchLane>),
 }
@@ -28,7 +28,6 @@ pub(crate) enum Lane {
 /// What it takes to fill tensors of torch's.
 pub(crate) struct TorchLane {
     gpu: TorchGpu,
-    stream: Arc<Stream>,
     allocator: TorchAllocator,
 }
 
@@ -42,14 +41,11 @@ impl Lane {
     ) -> Result<Self> {
         Ok(match goal {
             Goal::Host => Self::Host,
-            Goal::Cuda(ordinal, Memory::Driver) => {
-                Self::Slabs(Arc::new(Stream::new(Gpu::open(ordinal)?)?))
-            }
+            Goal::Cuda(ordinal, Memory::Driver) => Self::Slabs(Gpu::open(ordinal)?),
             Goal::Cuda(ordinal, Memory::Torch) => {
                 let gpu = TorchGpu::open(py, ordinal)?;
-                let stream = Arc::new(Stream::new(gpu.gpu)?);
                 let allocator = TorchAllocator::new(py, gpu.gpu, forms, made)?;
-                Self::Torch(Box::new(TorchLane { gpu, stream, allocator }))
+                Self::Torch(Box::new(TorchLane { gpu, allocator }))
             }
         })
     }
@@ -58,7 +54,7 @@ impl Lane {
     pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
         match self {
             Self::Host => Ok(()),
-            Self::Slabs(stream) => stream.gpu().check_room(room_for(sizes.iter()), 0),
+            Self::Slabs(gpu) => gpu.check_room(room_for(sizes.iter()), 0),
             Self::Torch(lane) => lane.allocator.make_room(py, sizes),
         }
     }
@@ -76,8 +72,8 @@ impl Lane {
     pub(crate) fn hand(&self) -> Hand {
         match self {
             Self::Host => Hand::Host,
-            Self::Slabs(stream) => Hand::Cuda(Arc::clone(stream), None),
-            Self::Torch(lane) => Hand::Cuda(Arc::clone(&lane.stream), Some(lane.gpu.stream())),
+            Self::Slabs(gpu) => Hand::Cuda(gpu, None),
+            Self::Torch(lane) => Hand::Cuda(lane.gpu.gpu, Some(lane.gpu.stream())),
         }
     }
 
@@ -85,7 +81,7 @@ impl Lane {
     pub(crate) fn allocator(&mut self, sizes: &[u64]) -> Box<dyn Allocator + '_> {
         match self {
             Self::Host => Box::new(HostAllocator),
-            Self::Slabs(stream) => Box::new(SlabAllocator::new(stream.gpu(), sizes)),
+            Self::Slabs(gpu) => Box::new(SlabAllocator::new(gpu, sizes)),
             Self::Torch(lane) => Box::new(&mut lane.allocator),
         }
     }
@@ -95,8 +91,8 @@ impl Lane {
 pub(crate) enum Hand {
     /// To memory of the host.
     Host,
-    /// By a stream, behind what a stream of torch's was given.
-    Cuda(Arc<Stream>, Option<Stream>),
+    /// To a GPU, behind what a stream of torch's was given.
+    Cuda(&'static Gpu, Option<Stream>),
 }
 
 impl Hand {
@@ -105,11 +101,13 @@ impl Hand {
         Ok(match self {
             Self::Host if few => Box::new(HostWorker::without_threads(done)),
             Self::Host => Box::new(HostWorker::new(done)),
-            Self::Cuda(stream, user) if few => {
-                let stream = user.map_or(stream, Arc::new);
-                Box::new(CudaWorker::without_threads(&stream, done))
+            Self::Cuda(gpu, user) if few => {
+                let stream = user.map_or_else(|| Stream::new(gpu), Ok)?;
+                Box::new(CudaWorker::without_threads(&Arc::new(stream), done))
             }
-            Self::Cuda(stream, user) => Box::new(CudaWorker::new(&stream, user, done)?),
+            Self::Cuda(gpu, user) => {
+                Box::new(CudaWorker::new(&Arc::new(Stream::new(gpu)?), user, done)?)
+            }
         })
     }
 }

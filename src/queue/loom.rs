@@ -107,10 +107,16 @@ impl Bell {
 fn take_all(receiver: &Receiver<u32>, count: usize) -> Vec<u32> {
     let mut taken = Vec::new();
     while taken.len() < count {
-        match receiver.take() {
-            Some(value) => taken.push(value),
-            None => receiver.bell.as_ref().expect("the model's bell").wait(),
-        }
+        // As `wait_for`: a look for what is there, and one more before it sleeps.
+        let found = receiver.take().or_else(|| {
+            let bell = receiver.bell().expect("the model's bell");
+            let found = receiver.take();
+            if found.is_none() {
+                bell.wait();
+            }
+            found
+        });
+        taken.extend(found);
     }
     taken
 }

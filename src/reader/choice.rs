@@ -372,7 +372,7 @@ mod tests {
         for _ in 0..2 {
             assert!(wait(&mut reader, Duration::from_secs(10)).is_some());
         }
-        let (mut wakes, pause) = (Wakes::default(), Duration::from_millis(30));
+        let (mut wakes, pause) = (Wakes::to_wait(), Duration::from_millis(30));
         reader.add_to(&mut wakes);
         assert!(reader.poll().is_none());
         let began = Instant::now();
