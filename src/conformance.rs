@@ -271,6 +271,18 @@ fn an_early_end_is_told(devices: Devices<'_>) {
     }
 }
 
+#[test]
+fn an_error_names_the_tensor_that_is_not_whole() {
+    let faults = Faults::at(2, Mode::FromThenOn); // behind one read of 10,000 bytes
+    let wanted = vec![Wanted::range(0, 0, 9_000), Wanted::range(0, 9_000, 16_000)];
+    let scene = Scene { wanted, ..faulty(&faults, 0) };
+    let mut reader = reader_for_sweep(true, &scene.sources, &faults);
+    let to: (&mut dyn Device, &mut dyn Allocator) = (&mut HostWorker::alone(), &mut HostAllocator);
+    let outcome = scene.run(reader.as_mut(), to, &Faults::never());
+    let Err(Error::Read { got, target, errno, .. }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((got, target, errno), (10_000, Some(1), Some(libc::EIO)));
+}
+
 /// The same source, saying that it is longer than it is: what a file is that was truncated.
 fn promising(source: &Arc<dyn Source>) -> Arc<dyn Source> {
     #[derive(Debug)]

@@ -43,9 +43,9 @@ pub(crate) enum Error {
         wanted: u64,
         /// How many came.
         got: u64,
-        /// The index of the first wanted tensor in the read, until its name is known.
+        /// The index of the first wanted tensor of the read that is not whole, until its name is known.
         target: Option<usize>,
-        /// The first wanted tensor in the read.
+        /// That tensor.
         tensor: Option<String>,
         /// Why, and what to do.
         cause: String,

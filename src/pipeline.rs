@@ -207,10 +207,9 @@ impl Load<'_, '_> {
     }
 
     fn hand_over(&mut self, progress: &mut Progress, completion: Completion) -> Result<()> {
-        let Completion { request, slot, result } = completion;
-        let checked = self
-            .check_read(&request, result)
-            .and_then(|()| self.placements(&mut progress.filling, request.tag));
+        let checked = self.check_read(&completion);
+        let Completion { request, slot, .. } = completion;
+        let checked = checked.and_then(|()| self.placements(&mut progress.filling, request.tag));
         match checked {
             Ok(placements) => {
                 progress.timeline.mark(request.tag, Step::Handed);
@@ -224,21 +223,25 @@ impl Load<'_, '_> {
         }
     }
 
-    fn check_read(&self, request: &Request, result: std::io::Result<usize>) -> Result<()> {
-        let (got, cause, errno) = match result {
-            Ok(got) if got == request.bytes => return Ok(()),
-            Ok(got) => {
+    /// An error where not all bytes of a read have come: the tensor is the first one that is not whole.
+    fn check_read(&self, completion: &Completion) -> Result<()> {
+        let Completion { request, done, result, .. } = completion;
+        let (cause, errno) = match result {
+            Ok(()) if completion.is_whole() => return Ok(()),
+            Ok(()) => {
                 let cause = "the file has become shorter while it was being loaded; load it again";
-                (got, cause.to_owned(), None)
+                (cause.to_owned(), None)
             }
-            Err(error) => (0, error.to_string(), errno_of(&error)),
+            Err(error) => (error.to_string(), errno_of(error)),
         };
+        let pieces = &self.plan.reads[request.tag].pieces;
+        let missing = pieces.iter().find(|piece| piece.slot_offset + piece.bytes > *done);
         Err(Error::Read {
             path: self.sources[request.shard].path().to_owned(),
             offset: request.offset,
             wanted: request.bytes as u64,
-            got: got as u64,
-            target: self.plan.reads[request.tag].pieces.first().map(|piece| piece.target),
+            got: *done as u64,
+            target: missing.or(pieces.last()).map(|piece| piece.target),
             tensor: None,
             cause,
             errno,

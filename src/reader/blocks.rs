@@ -27,13 +27,18 @@ impl Blocks {
         (from..self.bytes.next_multiple_of(ALIGNMENT_BYTES), self.offset + from as u64)
     }
 
-    /// Takes what a turn gave. The bytes of the whole read where it has ended: all of them, or those up to
-    /// the end of the file; otherwise there is another turn.
-    pub(crate) fn take(&mut self, count: usize) -> Option<usize> {
+    /// Takes what a turn gave. Tells whether the read has ended, with all of its bytes or those up to the
+    /// end of the file; otherwise there is another turn.
+    pub(crate) fn take(&mut self, count: usize) -> bool {
         let until = self.from() + count;
         let ended = until <= self.done || until >= self.bytes;
         self.done = self.done.max(until).min(self.bytes);
-        ended.then_some(self.done)
+        ended
+    }
+
+    /// Bytes that have come.
+    pub(crate) fn done(&self) -> usize {
+        self.done
     }
 
     fn from(&self) -> usize {
@@ -57,8 +62,8 @@ mod tests {
             let there = file.len().saturating_sub(begin);
             let count = part.len().min(most).min(there);
             memory[part][..count].copy_from_slice(&file[begin..begin + count]);
-            if let Some(done) = blocks.take(count) {
-                memory.truncate(done);
+            if blocks.take(count) {
+                memory.truncate(blocks.done());
                 return memory;
             }
         }

@@ -1,6 +1,7 @@
 //! Chooses a way for every read by what the page cache holds, and tries another where one fails.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -85,7 +86,8 @@ pub(crate) struct ChoosingReader {
     policy: CachePolicy,
     policy_reason: &'static str,
     began: Instant,
-    retried: HashSet<usize>,
+    /// Reads that failed and are tried again: how far they came, and why no further.
+    retried: HashMap<usize, (usize, io::Error)>,
     /// Reads in flight that go past the page cache, and when they were begun.
     direct: HashMap<usize, Instant>,
     depth: Depth,
@@ -118,7 +120,7 @@ impl ChoosingReader {
             policy,
             policy_reason,
             began: Instant::now(),
-            retried: HashSet::new(),
+            retried: HashMap::new(),
             direct: HashMap::new(),
             depth: Depth::new(),
             tally: Tally::default(),
@@ -286,14 +288,20 @@ impl Reader for ChoosingReader {
     /// were tried again already.
     fn poll(&mut self) -> Option<Completion> {
         loop {
-            let (completion, was_direct) = self.poll_any()?;
-            let Completion { request, slot, result: Err(error) } = completion else {
+            let (mut completion, was_direct) = self.poll_any()?;
+            let Request { tag, shard, .. } = completion.request;
+            if completion.result.is_ok() || self.sources[shard].remote().is_some() {
                 return Some(completion);
-            };
-            let remote = self.sources[request.shard].remote().is_some();
-            if remote || !self.retried.insert(request.tag) {
-                return Some(Completion { request, slot, result: Err(error) });
             }
+            if let Some((done, error)) = self.retried.remove(&tag) {
+                // What came further knows best; of equals, what did not ask for whole blocks.
+                if done > completion.done || (done == completion.done && was_direct) {
+                    (completion.done, completion.result) = (done, Err(error));
+                }
+                return Some(completion);
+            }
+            let Completion { request, slot, done, result } = completion;
+            self.retried.extend(result.err().map(|error| (tag, (done, error))));
             let local = self.sources[request.shard].local();
             let direct = !was_direct && local.is_some_and(|file| file.direct().is_some());
             self.submit_on(if direct { Path::Direct } else { Path::Buffered }, request, slot);

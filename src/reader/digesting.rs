@@ -131,9 +131,9 @@ fn digest<H: Hasher>(
 ) -> io::Result<Vec<H::Figure>> {
     let mut outcome = Ok(());
     for completion in slots {
-        if let (Ok(()), Ok(count)) = (&outcome, &completion.result) {
-            let Request { offset, .. } = completion.request;
-            outcome = digests.take(source, offset, &completion.slot.as_slice()[..*count]);
+        if outcome.is_ok() && completion.result.is_ok() {
+            let Completion { request: Request { offset, .. }, slot, done, .. } = &completion;
+            outcome = digests.take(source, *offset, &slot.as_slice()[..*done]);
         }
         // Nobody waits for it where the load is gone.
         let _sent = passed.send(completion);
@@ -162,8 +162,7 @@ impl<H: Hasher> Reader for DigestingReader<'_, H> {
             return self.inner.poll();
         }
         while let Some(completion) = self.inner.poll() {
-            let whole = matches!(completion.result, Ok(count) if count == completion.request.bytes);
-            if self.failed || !whole {
+            if self.failed || !completion.is_whole() {
                 self.failed = true;
                 return Some(completion);
             }

@@ -1,13 +1,12 @@
 //! A reader for tests: reads late and in any order, by a seed, and fails on cue.
 
-use std::io;
 use std::sync::Arc;
 
 use crate::device::Slot;
 use crate::queue::Wakes;
 use crate::reader::{Completion, Reader, Request};
 use crate::source::faulty::{Fate, Faults};
-use crate::source::{Source, read_full};
+use crate::source::{Source, read_on};
 
 /// Holds reads until their time has come. The slot is poisoned meanwhile.
 #[derive(Debug)]
@@ -47,12 +46,11 @@ impl Reader for FakeReader {
         let index = self.held.iter().position(|(when, ..)| *when <= now)?;
         let (_, request, mut slot) = self.held.swap_remove(index);
         let source = self.sources[request.shard].as_ref();
-        let read = |slot: &mut Slot| -> io::Result<usize> {
-            self.faults.step()?;
-            read_full(source, request.offset, &mut slot.as_mut_slice()[..request.bytes])
+        let (done, result) = match self.faults.step() {
+            Ok(()) => read_on(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
+            Err(error) => (0, Err(error)),
         };
-        let result = read(&mut slot);
-        Some(Completion { request, slot, result })
+        Some(Completion { request, slot, done, result })
     }
 
     /// What it holds may end whenever it is looked at.

@@ -40,8 +40,17 @@ pub(crate) struct Completion {
     pub(crate) request: Request,
     /// The slot, nobody else's again.
     pub(crate) slot: Slot,
-    /// How many bytes came (fewer than asked: the source has become shorter), or why none did.
-    pub(crate) result: io::Result<usize>,
+    /// How many bytes came.
+    pub(crate) done: usize,
+    /// Why no more, unless the source has ended or all have come.
+    pub(crate) result: io::Result<()>,
+}
+
+impl Completion {
+    /// Whether all that was asked for has come.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.result.is_ok() && self.done == self.request.bytes
+    }
 }
 
 /// Reads into slots. Dropping a reader waits for what is in flight: a slot is never freed under a

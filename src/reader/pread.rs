@@ -14,7 +14,7 @@ use crate::device::Slot;
 use crate::queue::{Receiver, Sender, Wakes, queue};
 use crate::reader::blocks::Blocks;
 use crate::reader::{Completion, Reader, Request};
-use crate::source::{Source, read_full};
+use crate::source::{Source, read_on};
 
 /// How a thread reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,26 +127,27 @@ fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Completion {
         let direct = source.local().and_then(|local| local.direct());
         match (path, direct) {
             (Path::Direct, Some(file)) => read_direct(file, &request, &mut slot),
-            _ => read_full(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
+            _ => read_on(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
         }
     }));
-    let result = read.unwrap_or_else(|_| Err(io::Error::other("a read thread panicked")));
-    Completion { request, slot, result }
+    let (done, result) =
+        read.unwrap_or_else(|_| (0, Err(io::Error::other("a read thread panicked"))));
+    Completion { request, slot, done, result }
 }
 
-/// Reads whole aligned blocks.
-fn read_direct(file: &File, request: &Request, slot: &mut Slot) -> io::Result<usize> {
+/// Reads whole aligned blocks; gives the bytes that came, and why no more did.
+fn read_direct(file: &File, request: &Request, slot: &mut Slot) -> (usize, io::Result<()>) {
     let mut blocks = Blocks::new(request);
     loop {
         let (part, offset) = blocks.next();
         match file.read_at(&mut slot.as_mut_slice()[part], offset) {
             Ok(count) => {
-                if let Some(done) = blocks.take(count) {
-                    return Ok(done);
+                if blocks.take(count) {
+                    return (blocks.done(), Ok(()));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (blocks.done(), Err(error)),
         }
     }
 }

@@ -65,8 +65,12 @@ impl Reader for RemoteReader {
         self.depth.begin(request.bytes as u64);
         let done = self.done_in.clone();
         file.fill(&self.requests, (request.offset, request.bytes), slot, move |slot, result| {
+            let (bytes, result) = match result {
+                Ok(bytes) => (bytes, Ok(())),
+                Err(error) => (0, Err(error)),
+            };
             // Nobody listens any more: the load has ended.
-            let _sent = done.send(Completion { request, slot, result });
+            let _sent = done.send(Completion { request, slot, done: bytes, result });
         });
     }
 

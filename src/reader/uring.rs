@@ -112,8 +112,8 @@ impl UringReader {
         let Some(pending) = self.pending[index].as_mut() else { return };
         match usize::try_from(outcome) {
             Ok(count) => {
-                if let Some(done) = pending.blocks.take(count) {
-                    return self.end(index, Ok(done));
+                if pending.blocks.take(count) {
+                    return self.end(index, Ok(()));
                 }
             }
             Err(_) if [libc::EINTR, libc::EAGAIN].contains(&-outcome) => {}
@@ -124,9 +124,10 @@ impl UringReader {
         }
     }
 
-    fn end(&mut self, index: usize, result: io::Result<usize>) {
-        if let Some(Pending { request, slot, .. }) = self.pending[index].take() {
-            self.ended.push_back(Completion { request, slot, result });
+    fn end(&mut self, index: usize, result: io::Result<()>) {
+        if let Some(Pending { request, slot, blocks }) = self.pending[index].take() {
+            let done = blocks.done();
+            self.ended.push_back(Completion { request, slot, done, result });
         }
     }
 }

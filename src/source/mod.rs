@@ -82,14 +82,25 @@ pub(crate) fn read_all(source: &dyn Source, bytes_max: usize) -> Result<Vec<u8>>
 
 /// Reads until `target` is full or the source ends; gives the bytes read.
 pub(crate) fn read_full(source: &dyn Source, offset: u64, target: &mut [u8]) -> io::Result<usize> {
+    let (done, result) = read_on(source, offset, target);
+    result.map(|()| done)
+}
+
+/// Reads until `target` is full, the source ends, or a read fails; gives the bytes that came, and why no
+/// more did.
+pub(crate) fn read_on(
+    source: &dyn Source,
+    offset: u64,
+    target: &mut [u8],
+) -> (usize, io::Result<()>) {
     let mut done = 0;
     while let Some(rest) = target.get_mut(done..).filter(|rest| !rest.is_empty()) {
         match source.read_at(offset + done as u64, rest) {
             Ok(0) => break,
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (done, Err(error)),
         }
     }
-    Ok(done)
+    (done, Ok(()))
 }
