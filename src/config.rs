@@ -241,9 +241,18 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Processors this thread may use. To tell them, a dozen files of the kernel's are read.
+/// Processors that the thread that asked first may use. To tell them, a dozen of the kernel's files are
+/// opened, read and closed.
 pub(crate) fn processors() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from)
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
+}
+
+/// What the thread that asks for it reads, and of a single tensor copies, alone; more where there are so few
+/// processors that other threads would take them from each other.
+pub(crate) fn alone_bytes_max() -> u64 {
+    let slots = if processors() <= 2 { 2 } else { 1 };
+    slots * SLOT_BYTES as u64
 }
 
 /// Bytes of memory that can be had without swapping, the container's limit counted.

@@ -9,7 +9,7 @@ use sha2::Sha256;
 use crate::config::{
     GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_RUNS_MAX, LOAD_SLOTS, LOAD_SLOTS_MAX,
     NEW_SLOT_WORTH_BYTES, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES,
-    WARM_CHUNK_BYTES_MAX, config, last_level_cache_bytes,
+    WARM_CHUNK_BYTES_MAX, alone_bytes_max, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
 use crate::digest::{Digests, Hasher};
@@ -160,7 +160,7 @@ pub(crate) fn check_size(wanted: &[Wanted], sources: &[Arc<dyn Source>]) -> Resu
 /// Whether there is but one small target, which its caller reads and copies: threads take as long to
 /// start.
 pub(crate) fn is_one_small(wanted: &[Wanted]) -> bool {
-    matches!(wanted, [only] if only.bytes() <= SLOT_BYTES as u64)
+    matches!(wanted, [only] if only.bytes() <= alone_bytes_max())
 }
 
 /// Whether the page cache holds what is wanted; by one look where that is one small tensor.

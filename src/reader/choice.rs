@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{
-    DISK_TRIAL, ReaderChoice, SLOT_BYTES, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES,
-    URING_READS_MIN, config, memory_available_bytes,
+    DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES, URING_READS_MIN,
+    alone_bytes_max, config, memory_available_bytes,
 };
 use crate::device::Slot;
 use crate::queue::Wakes;
@@ -115,7 +115,7 @@ impl ChoosingReader {
             pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
             remote: any_remote.then(|| RemoteReader::new(Arc::clone(&sources))),
             sources,
-            small: outlook.bytes <= SLOT_BYTES as u64,
+            small: outlook.bytes <= alone_bytes_max(),
             uring,
             policy,
             policy_reason,
