@@ -73,7 +73,7 @@ def check_rust(name: str, text: str, order: list[str]) -> Iterator[str]:
         yield f"{name}: the environment is read in src/config.rs alone"
     if "extern crate" in text:
         yield f"{name}: extern crate"
-    if name.startswith(("src/format/", "src/plan.rs")) and re.search(r"std::(fs|net|io)\b", text):
+    if name.startswith(("src/format/", "src/plan")) and re.search(r"std::(fs|net|io)\b", text):
         yield f"{name}: no input or output in `format` and `plan`"
 
 

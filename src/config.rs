@@ -1,6 +1,7 @@
 //! Every tunable with its default, limit and unit. Nothing else reads the environment.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// One slot: 98 % of a `PCIe` 5 link, and a full queue at eight of them.
@@ -29,9 +30,12 @@ pub(crate) const RING_SLOTS_MAX: usize = 32;
 /// 2 to 3 GB/s.
 pub(crate) const SLOT_MAKERS_MAX: usize = 4;
 
-/// Bytes in the page cache that are worth another new slot, whose making takes as long as a fourth of
+/// Bytes in the page cache that are worth one more new slot, whose making takes as long as a fourth of
 /// their copying.
 pub(crate) const NEW_SLOT_WORTH_BYTES: u64 = 4 * SLOT_BYTES as u64;
+
+/// As many processors, or fewer, are one for each slot that is filled or emptied by a single thread.
+pub(crate) const FEW_PROCESSORS: usize = 2;
 
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
@@ -180,6 +184,10 @@ pub(crate) const DISK_TRIAL: Duration = Duration::from_millis(500);
 
 const _: () = assert!(SLOT_BYTES.is_multiple_of(ALIGNMENT_BYTES));
 const _: () = assert!(SLOT_BYTES.is_multiple_of(WARM_CHUNK_BYTES));
+const _: () = assert!(SMALL_FIRST_CHUNK_BYTES.is_multiple_of(ALIGNMENT_BYTES as u64));
+const _: () = assert!(SMALL_FIRST_CHUNK_BYTES <= SMALL_CHUNK_BYTES_MAX);
+const _: () = assert!(SMALL_CHUNK_BYTES_MAX.is_multiple_of(ALIGNMENT_BYTES as u64));
+const _: () = assert!(SMALL_CHUNK_BYTES_MAX <= SLOT_BYTES as u64);
 const _: () = assert!(PIECES_MAX > ALIGNMENT_BYTES + 1);
 const _: () = assert!(SLOTS_MIN <= LOAD_SLOTS && LOAD_SLOTS_MAX <= RING_SLOTS_MAX);
 
@@ -241,18 +249,25 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Processors that the thread that asked first may use. To tell them, a dozen of the kernel's files are
-/// opened, read and closed.
+/// Processors that the thread that asked first may use, counted once in each process: a dozen of the
+/// kernel's files are opened for it, read and closed.
 pub(crate) fn processors() -> usize {
-    static PROCESSORS: OnceLock<usize> = OnceLock::new();
-    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(2, usize::from))
+    static KNOWN: AtomicU64 = AtomicU64::new(0); // the process above, its processors below
+    let process = u64::from(std::process::id());
+    let known = KNOWN.load(Ordering::Relaxed);
+    if known >> 32 == process {
+        return usize::try_from(known & u64::from(u32::MAX)).unwrap_or(1);
+    }
+    let count = std::thread::available_parallelism().map_or(2, usize::from);
+    KNOWN.store(process << 32 | count as u64, Ordering::Relaxed);
+    count
 }
 
-/// What the thread that asks for it reads, and of a single tensor copies, alone; more where there are so few
-/// processors that other threads would take them from each other.
+/// A load of so many cached bytes is read by its own thread, and a single tensor of so many is copied by it
+/// as well. With few processors, more: threads would take them from each other.
 pub(crate) fn alone_bytes_max() -> u64 {
-    let slots = if processors() <= 2 { 2 } else { 1 };
-    slots * SLOT_BYTES as u64
+    let slots = if processors() <= FEW_PROCESSORS { FEW_PROCESSORS } else { 1 };
+    slots as u64 * SLOT_BYTES as u64
 }
 
 /// Bytes of memory that can be had without swapping, the container's limit counted.

@@ -92,7 +92,7 @@ impl Scene {
         let lengths: Vec<u64> = self.sources.iter().map(|source| source.len()).collect();
         let plan = Plan::new(self.wanted.clone(), &lengths, Chunks::growing(SLOT_BYTES), u64::MAX);
         let mut recorder = Recorder::new(&self.wanted, faults);
-        let mut lease = ring.lend(SLOTS, usize::MAX).unwrap();
+        let mut lease = ring.lend(SLOTS, usize::MAX, 0).unwrap();
         let outcome = Load {
             plan: &plan,
             sources: &self.sources,

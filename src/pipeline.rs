@@ -184,7 +184,7 @@ impl Load<'_, '_> {
         let tag = completion.request.tag;
         progress.timeline.mark(tag, Step::Read);
         // What failed needs no memory, and ends the load.
-        if completion.result.is_err() || self.caller.receives(&self.plan.reads[tag]) {
+        if !completion.is_whole() || self.caller.receives(&self.plan.reads[tag]) {
             return self.hand_over(progress, completion);
         }
         progress.early.push_back(completion);
@@ -241,7 +241,7 @@ impl Load<'_, '_> {
             offset: request.offset,
             wanted: request.bytes as u64,
             got: *done as u64,
-            target: missing.or(pieces.last()).map(|piece| piece.target),
+            target: missing.map(|piece| piece.target),
             tensor: None,
             cause,
             errno,

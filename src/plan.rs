@@ -54,6 +54,12 @@ impl Wanted {
         if apart { self.bytes() / self.row_bytes } else { 1 }
     }
 
+    /// The first of these runs.
+    pub(crate) fn first_run(&self, gap_bytes_max: u64) -> Range<u64> {
+        let one = self.runs(gap_bytes_max) <= 1;
+        self.begin..if one { self.end } else { self.begin + self.row_bytes }
+    }
+
     /// What is read in one run: all of it, or row by row where too much lies between.
     fn parts(&self, target: usize, gap_bytes_max: u64) -> Vec<Part> {
         let Self { begin, end, row_bytes, stride_bytes, .. } = *self;
@@ -217,7 +223,8 @@ impl Span {
         self
     }
 
-    /// Cuts the run at multiples of a chunk of the source, so that every read is aligned.
+    /// Cuts the run at multiples of a chunk of the source, so that every read is aligned; what is no longer
+    /// than a chunk is not cut.
     fn cut(&self, source_bytes: u64, chunks: Chunks, reads: &mut Vec<Read>) {
         let alignment = ALIGNMENT_BYTES as u64;
         let end = self.end.next_multiple_of(alignment).min(source_bytes);
@@ -225,7 +232,8 @@ impl Span {
         let mut first = 0;
         while offset < end {
             let chunk = chunks.bytes(reads.len());
-            let mut stop = ((offset / chunk + 1) * chunk).min(end);
+            let next = if end - offset <= chunk { end } else { (offset / chunk + 1) * chunk };
+            let mut stop = next.min(end);
             let mut pieces = self.pieces(&mut first, offset, stop);
             if let Some(surplus) = pieces.get(PIECES_MAX) {
                 // A block holds fewer pieces than that, so something is left before it.
@@ -255,7 +263,7 @@ impl Span {
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
     use super::{ALIGNMENT_BYTES, Chunks, Plan, Read, Wanted, windows};
-    use crate::config::GAP_BYTES_MAX;
+    use crate::config::{GAP_BYTES_MAX, SMALL_CHUNK_BYTES_MAX, SMALL_FIRST_CHUNK_BYTES};
 
     const CHUNK: usize = 4 * ALIGNMENT_BYTES;
 
@@ -270,12 +278,16 @@ mod tests {
 
     fn check_windows(ranges: &[Wanted], source_bytes: &[u64], window_bytes: u64) -> Plan {
         let plan = Plan::new(ranges.to_vec(), source_bytes, Chunks::growing(CHUNK), window_bytes);
+        check_plan(plan, ranges, source_bytes, CHUNK)
+    }
+
+    fn check_plan(plan: Plan, ranges: &[Wanted], source_bytes: &[u64], most: usize) -> Plan {
         let byte = |shard: usize, offset: u64| (offset * 31 + shard as u64 * 7) as u8;
         let mut filled: Vec<Vec<Option<u8>>> =
             ranges.iter().map(|range| vec![None; range.bytes() as usize]).collect();
         for read in &plan.reads {
             assert!(read.offset.is_multiple_of(ALIGNMENT_BYTES as u64));
-            assert!(read.bytes <= CHUNK && !read.pieces.is_empty());
+            assert!(read.bytes <= most && !read.pieces.is_empty());
             let end = read.offset + read.bytes as u64;
             let source_end = source_bytes[read.shard];
             assert!(end == source_end || end.is_multiple_of(ALIGNMENT_BYTES as u64));
@@ -303,6 +315,23 @@ mod tests {
     fn neighbours_ride_in_one_read() {
         let neighbours = [wanted(100, 200), wanted(200, 300), wanted(300, 300)];
         assert_eq!(check(&neighbours, &[5000]).reads.len(), 1);
+    }
+
+    #[test]
+    fn the_reads_of_one_small_tensor_are_aligned_whatever_its_size() {
+        for only in [
+            wanted(2_297_152, 3_197_154),
+            wanted(88, 88 + 1_500_001),
+            wanted(SMALL_FIRST_CHUNK_BYTES - 5, 2 * SMALL_FIRST_CHUNK_BYTES - 10_000),
+            wanted(88, 88 + 513 * 4092).columns(4092, 0..1020),
+        ] {
+            let chunks = Chunks::of_one_small(only.end - only.begin);
+            let (only, sources) = ([only], [3_300_000]);
+            let plan = Plan::new(only.to_vec(), &sources, chunks, u64::MAX);
+            let most = SMALL_CHUNK_BYTES_MAX as usize;
+            let reads = check_plan(plan, &only, &sources, most).reads;
+            assert!(reads[0].bytes as u64 <= SMALL_FIRST_CHUNK_BYTES);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Channels from worker threads to the thread that carries a load. It waits for all of them, and for the
 //! kernel's own queue, at once: each has a descriptor that is readable while there may be something. That of
-//! a channel is made when its thread goes to sleep for the first time; most small loads never do.
+//! a channel is made when its receiver is about to sleep, before its last look; most small loads never do.
 
 use std::os::fd::RawFd;
 use std::sync::{Arc, PoisonError};

@@ -118,9 +118,14 @@ impl Ring {
 
     /// Lends up to `wanted` slots. A load never waits for another: when the ring is exhausted it
     /// gets one slot beyond the limit, which is freed as soon as it comes back. Of what others have
-    /// left it gets no more than half, so that the next one gets something. No more are made than it
-    /// has `enough` with.
-    pub(crate) fn lend(&self, mut wanted: usize, enough: usize) -> io::Result<Lease<'_>> {
+    /// left it gets no more than half, so that the next one gets something. New ones are made until it
+    /// has `enough`, and up to so many `more` beyond those that idle.
+    pub(crate) fn lend(
+        &self,
+        mut wanted: usize,
+        enough: usize,
+        more: usize,
+    ) -> io::Result<Lease<'_>> {
         let mut free = {
             let mut kept = locked(&self.free);
             let others = self.made.load(Ordering::Relaxed).saturating_sub(kept.len());
@@ -134,7 +139,8 @@ impl Ring {
         }
         let (lent, parked) = (free.len(), Vec::new());
         let mut lease = Lease { ring: self, free, lent, received: lent, parked, making: None };
-        let more = self.reserve(wanted.min(enough).saturating_sub(lent));
+        let all = wanted.min(enough.max(lent + more));
+        let more = self.reserve(all.saturating_sub(lent));
         if more > 0 {
             lease.lent += more; // what a thread does not make is given up with the lease
             lease.making = Some(Making::begin(more, self.slot_bytes, self.makers));
@@ -298,7 +304,7 @@ mod tests {
     fn slots_are_kept_bounded_and_released() {
         let ring = Ring::new(4096, 3, 2);
         {
-            let mut leases: Vec<_> = (0..3).map(|_| ring.lend(2, usize::MAX).unwrap()).collect();
+            let mut leases: Vec<_> = (0..3).map(|_| ring.lend(2, usize::MAX, 0).unwrap()).collect();
             let lengths: Vec<usize> = leases.iter_mut().map(super::Lease::complete).collect();
             assert_eq!(lengths, [2, 1, 1]);
             assert_eq!(ring.made(), 4);
@@ -311,8 +317,8 @@ mod tests {
     #[test]
     fn a_lease_grows_by_idle_slots_then_by_new_ones_and_no_further_than_it_is_worth() {
         let ring = Ring::new(4096, 3, 1);
-        drop(ring.lend(3, usize::MAX).map(|mut lease| lease.complete()));
-        let mut lease = ring.lend(1, 1).unwrap();
+        drop(ring.lend(3, usize::MAX, 0).map(|mut lease| lease.complete()));
+        let mut lease = ring.lend(1, 1, 0).unwrap();
         let mut slots: Vec<_> = std::iter::from_fn(|| lease.take_or_make(5)).collect();
         assert_eq!((slots.len(), ring.made(), ring.idle()), (5, 5, 0));
         assert_eq!(slots.iter().filter(|slot| slot.pinned().may_be()).count(), 3);
@@ -324,7 +330,7 @@ mod tests {
     #[test]
     fn a_lost_slot_is_not_counted_for_ever() {
         let ring = Ring::new(4096, 3, 2);
-        let mut lease = ring.lend(2, usize::MAX).unwrap();
+        let mut lease = ring.lend(2, usize::MAX, 0).unwrap();
         assert_eq!(lease.complete(), 2);
         drop(lease.take());
         drop(lease);

@@ -21,7 +21,7 @@ use crate::reader::digesting::DigestingReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook};
 use crate::report::{Report, Seconds};
 use crate::ring::Ring;
-use crate::source::Source;
+use crate::source::{LocalFile, Source};
 
 /// How to read.
 #[derive(Clone, Copy, Debug)]
@@ -95,18 +95,18 @@ pub(crate) fn run_digesting<H: Hasher>(
     let cached = !remote && are_cached(sources, &wanted);
     let (chunk_bytes, slots_max) = sizes(cached, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
-    let chunks = match wanted[..] {
-        [only] if cached && is_one_small(&wanted) => Chunks::of_one_small(only.end - only.begin),
+    let chunks = match one_small(&wanted) {
+        Some(bytes) if cached => Chunks::of_one_small(bytes),
         _ if remote => Chunks::equal(chunk_bytes),
         _ => Chunks::growing(chunk_bytes),
     };
     let plan = Plan::new(wanted, &source_bytes, chunks, options.window_bytes);
     let planned = began.elapsed().as_secs_f64();
     let read_bytes: u64 = plan.reads.iter().map(|read| read.bytes as u64).sum();
+    let worth = usize::try_from(read_bytes / NEW_SLOT_WORTH_BYTES).unwrap_or(usize::MAX);
     // Two at least: one is filled while the other is emptied.
-    let worth = usize::try_from(read_bytes.div_ceil(NEW_SLOT_WORTH_BYTES)).unwrap_or(usize::MAX);
-    let enough = if cached { worth.max(2) } else { usize::MAX };
-    let lease = Ring::of_process().lend(slots_max.min(plan.reads.len()), enough);
+    let (enough, more) = if cached { (2, worth) } else { (usize::MAX, 0) };
+    let lease = Ring::of_process().lend(slots_max.min(plan.reads.len()), enough, more);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
     let outlook = Outlook { bytes: read_bytes, reads: plan.reads.len() };
     let chooser = ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
@@ -157,19 +157,23 @@ pub(crate) fn check_size(wanted: &[Wanted], sources: &[Arc<dyn Source>]) -> Resu
     Err(Error::refused(path, libc::EFBIG, &message))
 }
 
-/// Whether there is but one small target, which its caller reads and copies: threads take as long to
+/// The bytes to read, of a single small target, which its caller reads and copies: threads take as long to
 /// start.
-pub(crate) fn is_one_small(wanted: &[Wanted]) -> bool {
-    matches!(wanted, [only] if only.bytes() <= alone_bytes_max())
+pub(crate) fn one_small(wanted: &[Wanted]) -> Option<u64> {
+    let [only] = wanted else { return None };
+    let run = only.first_run(GAP_BYTES_MAX);
+    let bytes = only.runs(GAP_BYTES_MAX).saturating_mul(run.end - run.start);
+    (bytes <= alone_bytes_max()).then_some(bytes)
 }
 
 /// Whether the page cache holds what is wanted; by one look where that is one small tensor.
 fn are_cached(sources: &[Arc<dyn Source>], wanted: &[Wanted]) -> bool {
     if let [only] = wanted
-        && is_one_small(wanted)
+        && one_small(wanted).is_some()
     {
         let file = sources[only.shard].local();
-        return file.and_then(|file| file.is_cached(only.begin..only.end)).unwrap_or(true);
+        let look = |file: &LocalFile| file.is_cached(only.first_run(GAP_BYTES_MAX));
+        return file.and_then(look).unwrap_or(true);
     }
     sources.iter().all(|source| source.local().is_none_or(is_mostly_cached))
 }

@@ -172,7 +172,7 @@ impl<'tally> World<'tally> {
         let slots_max = SLOTS_MIN + fate.below(8);
         let ring = Ring::new(slot_bytes, slots_max, 1);
         // Made ahead: threads that make them are ready at no time that a seed could say.
-        ring.lend(fate.below(slots_max + 1), usize::MAX).unwrap().complete();
+        ring.lend(fate.below(slots_max + 1), usize::MAX, 0).unwrap().complete();
         let left = Cell::new(1 + fate.below(4));
         let (running, worth) = (Cell::new(0), Cell::new(0));
         Self { fate, ring, slot_bytes, slots_max, left, running, worth, tally }
@@ -243,7 +243,7 @@ impl<'tally> World<'tally> {
             arrived: vec![None; all.len()],
             sizes: all.iter().map(|(wanted, _)| usize::try_from(wanted.bytes()).unwrap()).collect(),
         };
-        let mut lease = self.ring.lend(1 + fate.below(self.slots_max), 0).unwrap();
+        let mut lease = self.ring.lend(1 + fate.below(self.slots_max), 0, 0).unwrap();
         let outcome = Load {
             plan: &plan,
             sources,

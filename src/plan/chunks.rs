@@ -1,7 +1,7 @@
 //! How large the reads of a load are.
 
 use crate::config::{
-    FIRST_CHUNK_BYTES, GAP_BYTES_MAX, REMOTE_GAP_BYTES_MAX, SMALL_CHUNK_BYTES_MAX,
+    ALIGNMENT_BYTES, FIRST_CHUNK_BYTES, GAP_BYTES_MAX, REMOTE_GAP_BYTES_MAX, SMALL_CHUNK_BYTES_MAX,
     SMALL_FIRST_CHUNK_BYTES,
 };
 
@@ -12,6 +12,8 @@ pub(crate) struct Chunks {
     first_bytes: u64,
     /// At most, most of them.
     bytes: u64,
+    /// A load of no more is one read.
+    one_read_bytes_max: u64,
     /// Unwanted bytes that are read rather than skipped.
     pub(super) gap_bytes_max: u64,
 }
@@ -21,29 +23,29 @@ impl Chunks {
     /// the sooner the device has something to do.
     pub(crate) fn growing(bytes: usize) -> Self {
         let gap_bytes_max = GAP_BYTES_MAX;
-        Self { first_bytes: FIRST_CHUNK_BYTES, bytes: bytes as u64, gap_bytes_max }
+        let bytes = bytes as u64;
+        Self { first_bytes: FIRST_CHUNK_BYTES, bytes, one_read_bytes_max: bytes, gap_bytes_max }
     }
 
-    /// Smaller, for a single small tensor, from whose first byte to its last it is so far: no thread helps
-    /// its caller, who reads one while a GPU copies the one before.
-    pub(crate) fn of_one_small(bytes: u64) -> Self {
+    /// Smaller, for a single small tensor of which so many bytes are read, gaps included: no thread helps its
+    /// caller, who reads one while a GPU copies the one before.
+    pub(crate) fn of_one_small(read_bytes: u64) -> Self {
         let (first_bytes, gap_bytes_max) = (SMALL_FIRST_CHUNK_BYTES, GAP_BYTES_MAX);
-        Self {
-            first_bytes,
-            bytes: (bytes / 2).clamp(first_bytes, SMALL_CHUNK_BYTES_MAX),
-            gap_bytes_max,
-        }
+        let half = (read_bytes / 2).next_multiple_of(ALIGNMENT_BYTES as u64);
+        let bytes = half.clamp(first_bytes, SMALL_CHUNK_BYTES_MAX);
+        Self { first_bytes, bytes, one_read_bytes_max: 0, gap_bytes_max }
     }
 
     /// All of one size: each is a request, which costs the way to the source and back.
     pub(crate) fn equal(bytes: usize) -> Self {
         let (bytes, gap_bytes_max) = (bytes as u64, REMOTE_GAP_BYTES_MAX);
-        Self { first_bytes: bytes, bytes, gap_bytes_max }
+        Self { first_bytes: bytes, bytes, one_read_bytes_max: bytes, gap_bytes_max }
     }
 
     /// For a load of so many bytes.
     pub(super) fn of_load(self, load_bytes: u64) -> Self {
-        let first_bytes = if load_bytes <= self.bytes { self.bytes } else { self.first_bytes };
+        let one = load_bytes <= self.one_read_bytes_max;
+        let first_bytes = if one { self.bytes } else { self.first_bytes };
         Self { first_bytes, ..self }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 
-use crate::checkpoint::engine::{Options, Task, check_size, is_one_small, run_digesting};
+use crate::checkpoint::engine::{Options, Task, check_size, one_small, run_digesting};
 use crate::device::cuda::kernels::Conversion;
 use crate::device::workers::Workers;
 use crate::device::{Allocator, Buffer, Destination};
@@ -150,7 +150,7 @@ impl Ready {
         task: Task<'_, H>,
         caller: &mut dyn Caller,
     ) -> Result<(Report, Vec<Vec<H::Figure>>)> {
-        let few = is_one_small(&task.wanted);
+        let few = one_small(&task.wanted).is_some();
         let hands = self.hands();
         let mut workers =
             Workers::new(|done| hands.into_iter().map(|hand| hand.worker(few, done)).collect())?;

@@ -39,6 +39,8 @@ struct Waiting {
     cancelled: AtomicBool,
     /// Something was taken, or the stream is closed.
     news: queue::Sender<()>,
+    /// The one that the thread is of.
+    process: u32,
 }
 
 /// Memory of tensors that were not taken yet, and how many of them are whole.
@@ -77,9 +79,12 @@ impl Waiting {
         self.tell();
     }
 
+    /// A child of fork tells nobody: its parent's thread may have held the queue's lock.
     fn tell(&self) {
-        // Nobody listens any more: the load has ended.
-        let _told = self.news.send(());
+        if self.process == std::process::id() {
+            // Nobody listens any more: the load has ended.
+            let _told = self.news.send(());
+        }
     }
 }
 
@@ -173,7 +178,8 @@ impl Stream {
         let places = select(py, &checkpoint, filter)?;
         let (news, news_out) = queue();
         let (held, cancelled) = (Mutex::default(), AtomicBool::new(false));
-        let waiting = Arc::new(Waiting { held, cancelled, news });
+        let process = std::process::id();
+        let waiting = Arc::new(Waiting { held, cancelled, news, process });
         let (events_in, events) = unbounded();
         let mut targets = targets_of(&checkpoint, &places, None)?;
         let mut ready = Ready::new(py, &manner, &mut targets)?;
@@ -196,7 +202,6 @@ impl Stream {
             // Nobody listens any more: the stream was closed.
             let _sent = ended.send(Event::Ended(outcome));
         })?;
-        let process = std::process::id();
         let running = Running { checkpoint, places, forms, made, events, thread, process, began };
         Ok(Self { running: Mutex::new(Some(running)), waiting })
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{
-    DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES, URING_READS_MIN,
-    alone_bytes_max, config, memory_available_bytes,
+    ALIGNMENT_BYTES, DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES,
+    URING_READS_MIN, alone_bytes_max, config, memory_available_bytes,
 };
 use crate::device::Slot;
 use crate::queue::Wakes;
@@ -115,7 +115,8 @@ impl ChoosingReader {
             pread: PreadReader::new(Arc::clone(&sources), outlook.reads),
             remote: any_remote.then(|| RemoteReader::new(Arc::clone(&sources))),
             sources,
-            small: outlook.bytes <= alone_bytes_max(),
+            // Reads begin and end at blocks.
+            small: outlook.bytes <= alone_bytes_max() + 2 * ALIGNMENT_BYTES as u64,
             uring,
             policy,
             policy_reason,

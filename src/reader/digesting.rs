@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn every_file_that_is_digested_has_its_slots() {
         let ring = Ring::new(4096, RING_SLOTS_MAX, 1);
-        let lend = |_| ring.lend(LOAD_SLOTS_MAX, usize::MAX).unwrap();
+        let lend = |_| ring.lend(LOAD_SLOTS_MAX, usize::MAX, 0).unwrap();
         let mut leases: Vec<_> = (0..DIGESTED_FILES_MAX).map(lend).collect();
         // As one ends, the next begins, in whatever order.
         for ended in [0, 2, 1, 3, 0, 0, 3] {

@@ -15,7 +15,7 @@ const SLOT_BYTES: usize = 16;
 /// Uses a ring as a load does: takes what there is, puts the first of it back, keeps the rest till
 /// the end.
 fn load(ring: &Ring, wanted: usize) {
-    let mut lease = ring.lend(wanted, usize::MAX).unwrap();
+    let mut lease = ring.lend(wanted, usize::MAX, 0).unwrap();
     let slot = lease.take().expect("a load never waits for another");
     let more = lease.take();
     lease.put(slot);
