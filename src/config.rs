@@ -34,8 +34,11 @@ pub(crate) const SLOT_MAKERS_MAX: usize = 4;
 /// their copying.
 pub(crate) const NEW_SLOT_WORTH_BYTES: u64 = 4 * SLOT_BYTES as u64;
 
-/// As many processors, or fewer, are one for each slot that is filled or emptied by a single thread.
+/// Up to so many processors, threads of a load that is small take them from each other.
 pub(crate) const FEW_PROCESSORS: usize = 2;
+
+/// Slots' worth of bytes that a load's own thread reads alone with so few processors; one with more.
+pub(crate) const ALONE_SLOTS_OF_FEW: usize = 2;
 
 /// Fewest slots that keep reader and device busy at once.
 pub(crate) const SLOTS_MIN: usize = 4;
@@ -264,9 +267,9 @@ pub(crate) fn processors() -> usize {
 }
 
 /// A load of so many cached bytes is read by its own thread, and a single tensor of so many is copied by it
-/// as well. With few processors, more: threads would take them from each other.
+/// as well.
 pub(crate) fn alone_bytes_max() -> u64 {
-    let slots = if processors() <= FEW_PROCESSORS { FEW_PROCESSORS } else { 1 };
+    let slots = if processors() <= FEW_PROCESSORS { ALONE_SLOTS_OF_FEW } else { 1 };
     slots as u64 * SLOT_BYTES as u64
 }
 

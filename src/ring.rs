@@ -139,7 +139,7 @@ impl Ring {
         }
         let (lent, parked) = (free.len(), Vec::new());
         let mut lease = Lease { ring: self, free, lent, received: lent, parked, making: None };
-        let all = wanted.min(enough.max(lent + more));
+        let all = wanted.min(enough.max(lent.saturating_add(more)));
         let more = self.reserve(all.saturating_sub(lent));
         if more > 0 {
             lease.lent += more; // what a thread does not make is given up with the lease
@@ -325,6 +325,13 @@ mod tests {
         slots.drain(..).for_each(|slot| lease.put(slot));
         drop(lease);
         assert_eq!((ring.made(), ring.idle()), (3, 3));
+    }
+
+    #[test]
+    fn new_slots_are_made_until_there_are_enough_and_more_with_each_lease() {
+        let ring = Ring::new(4096, 16, 1);
+        let lent = |enough, more| ring.lend(8, enough, more).unwrap().complete();
+        assert_eq!([lent(2, 0), lent(2, 0), lent(2, 1), lent(2, 3), lent(2, 9)], [2, 2, 3, 6, 8]);
     }
 
     #[test]

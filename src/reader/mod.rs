@@ -40,7 +40,7 @@ pub(crate) struct Completion {
     pub(crate) request: Request,
     /// The slot, nobody else's again.
     pub(crate) slot: Slot,
-    /// How many bytes have come, as far as is known: of a request that failed, none.
+    /// How many bytes have come, as far as is known: none where a network's request or a thread failed.
     pub(crate) done: usize,
     /// Why no more, unless the source has ended or all have come.
     pub(crate) result: io::Result<()>,
