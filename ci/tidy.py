@@ -20,6 +20,7 @@ UNSAFE_FILES = {
     "src/device/cuda/stream.rs",
     "src/device/host.rs",
     "src/device/mapping.rs",
+    "src/python/aten.rs",
     "src/python/tensor.rs",
     "src/reader/uring.rs",
     "src/source/system.rs",

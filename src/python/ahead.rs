@@ -160,7 +160,7 @@ impl Ahead {
             // A thread that has given up is found by its last word.
             let _sent = memory.send(Provision::Taken);
         }
-        Ok(take(py, &self.made, target))
+        Ok(take(py, &self.made, target)?)
     }
 
     /// Ends the load, if it goes on yet, and tells how it ended; once.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
@@ -15,8 +15,9 @@ use crate::device::cuda::stream::Stream;
 use crate::device::{Allocator, Buffer, CudaBuffer};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
+use crate::python::aten::{Aten, AtenTensor};
 use crate::python::errors::foreseen;
-use crate::python::tensor::{torch_module, torch_type};
+use crate::python::tensor::{torch_module, torch_name, torch_type};
 use crate::tensor::Form;
 
 /// Whose memory tensors on a GPU are.
@@ -146,14 +147,30 @@ impl TorchGpu {
     }
 }
 
-/// Tensors that torch has made and that are being filled, by target.
-pub(crate) type Made = Arc<Mutex<Vec<Option<Py<PyAny>>>>>;
+/// A tensor that torch has made and that is being filled.
+pub(crate) enum Unfilled {
+    /// Python does not know of it yet.
+    Native(AtenTensor),
+    /// An object of Python's.
+    Object(Py<PyAny>),
+}
+
+/// Those of a load, by target.
+pub(crate) type Made = Arc<Mutex<Vec<Option<Unfilled>>>>;
+
+/// How torch is told of an element type.
+struct Kind {
+    /// To Python: that type and the GPU.
+    keywords: Py<PyDict>,
+    /// To C, where that goes.
+    native: Option<(&'static Aten, i32)>,
+}
 
 /// Lets torch allocate each tensor just before its first bytes are copied.
 pub(crate) struct TorchAllocator {
     gpu: &'static Gpu,
     empty: Py<PyAny>,
-    keywords: HashMap<Dtype, Py<PyDict>>,
+    kinds: HashMap<Dtype, Kind>,
     forms: Arc<[Form]>,
     made: Made,
 }
@@ -168,17 +185,20 @@ impl TorchAllocator {
     ) -> Result<Self> {
         let torch = torch_module(py)?;
         let device = torch.getattr("device")?.call1(("cuda", gpu.ordinal()))?;
-        let mut keywords = HashMap::new();
+        let aten = Aten::find(py);
+        let mut kinds = HashMap::new();
         for form in forms.iter() {
-            if let Entry::Vacant(place) = keywords.entry(form.dtype) {
-                let dict = PyDict::new(py);
-                dict.set_item("dtype", torch_type(py, form.dtype)?)?;
-                dict.set_item("device", &device)?;
-                place.insert(dict.unbind());
+            if let Entry::Vacant(place) = kinds.entry(form.dtype) {
+                let keywords = PyDict::new(py);
+                keywords.set_item("dtype", torch_type(py, form.dtype)?)?;
+                keywords.set_item("device", &device)?;
+                let number =
+                    |aten: &'static Aten| Some((aten, aten.dtype(torch_name(form.dtype)?)?));
+                place.insert(Kind { keywords: keywords.unbind(), native: aten.and_then(number) });
             }
         }
         let empty = torch.getattr("empty")?.unbind();
-        Ok(Self { gpu, empty, keywords, forms: Arc::clone(forms), made: Arc::clone(made) })
+        Ok(Self { gpu, empty, kinds, forms: Arc::clone(forms), made: Arc::clone(made) })
     }
 
     /// Refuses a load of tensors of those sizes for which the GPU has no room, before anything is
@@ -216,33 +236,76 @@ impl TorchAllocator {
         Ok(())
     }
 
-    fn make<'py>(&self, py: Python<'py>, target: usize) -> PyResult<Bound<'py, PyAny>> {
-        let form = &self.forms[target];
-        let shape = PyTuple::new(py, form.torch_shape()?)?;
-        let keywords = self.keywords.get(&form.dtype).map(|keywords| keywords.bind(py));
-        self.empty.bind(py).call((shape,), keywords)
+    /// Without the interpreter, which takes a third of the time, keeps nobody's thread waiting, and
+    /// has no object of Python's for its collector to look at again and again.
+    fn make_natively(&self, form: &Form) -> Option<(Unfilled, u64)> {
+        let (aten, dtype) = self.kinds.get(&form.dtype)?.native?;
+        let shape = form.torch_shape().ok()?;
+        let (tensor, address) = aten.empty(self.gpu.ordinal(), dtype, &shape)?;
+        Some((Unfilled::Native(tensor), address))
+    }
+
+    /// By what torch's users call, which tells what is wrong.
+    fn make(&self, form: &Form) -> Result<(Unfilled, u64)> {
+        Python::attach(|py| {
+            let shape = PyTuple::new(py, form.torch_shape()?)?;
+            let keywords = self.kinds.get(&form.dtype).map(|kind| kind.keywords.bind(py));
+            let tensor = self.empty.bind(py).call((shape,), keywords)?;
+            let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<u64>()?;
+            Ok((Unfilled::Object(tensor.unbind()), address))
+        })
     }
 }
 
 impl Allocator for TorchAllocator {
     fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
-        Python::attach(|py| {
-            let tensor = self.make(py, target)?;
-            let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<u64>()?;
-            if address == 0 && bytes > 0 {
-                return Err(Error::Internal("torch made a tensor without memory".to_owned()));
-            }
-            let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-            made[target] = Some(tensor.unbind());
-            Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu.ordinal(), address, bytes)))
-        })
+        let form = &self.forms[target];
+        let native = if bytes > 0 { self.make_natively(form) } else { None };
+        let (tensor, address) = native.map_or_else(|| self.make(form), Ok)?;
+        if address == 0 && bytes > 0 {
+            return Err(Error::Internal("torch made a tensor without memory".to_owned()));
+        }
+        lock(&self.made)[target] = Some(tensor);
+        Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu.ordinal(), address, bytes)))
     }
 }
 
+/// Has Python know of all tensors that torch made, in one go.
+pub(crate) fn wrap(py: Python<'_>, made: &Made) -> PyResult<()> {
+    let (mut targets, mut tensors) = (Vec::new(), Vec::new());
+    for (target, unfilled) in lock(made).iter_mut().enumerate() {
+        match unfilled.take() {
+            Some(Unfilled::Native(tensor)) => {
+                targets.push(target);
+                tensors.push(tensor);
+            }
+            other => *unfilled = other,
+        }
+    }
+    let objects = AtenTensor::into_objects(py, tensors)?;
+    let mut made = lock(made);
+    for (target, object) in targets.into_iter().zip(objects) {
+        made[target] = Some(Unfilled::Object(object.unbind()));
+    }
+    Ok(())
+}
+
 /// Takes a tensor that torch made and that was delivered; none where its memory is ours.
-pub(crate) fn take<'py>(py: Python<'py>, made: &Made, target: usize) -> Option<Bound<'py, PyAny>> {
-    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
-    Some(made.get_mut(target)?.take()?.into_bound(py))
+pub(crate) fn take<'py>(
+    py: Python<'py>,
+    made: &Made,
+    target: usize,
+) -> PyResult<Option<Bound<'py, PyAny>>> {
+    let taken = lock(made).get_mut(target).and_then(Option::take);
+    Ok(match taken {
+        None => None,
+        Some(Unfilled::Object(object)) => Some(object.into_bound(py)),
+        Some(Unfilled::Native(tensor)) => AtenTensor::into_objects(py, vec![tensor])?.pop(),
+    })
+}
+
+fn lock(made: &Made) -> MutexGuard<'_, Vec<Option<Unfilled>>> {
+    made.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The error that torch's users catch when a GPU's memory runs out.

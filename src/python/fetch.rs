@@ -17,7 +17,7 @@ use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
-use crate::python::destination::{Goal, Goals, Made, take};
+use crate::python::destination::{Goal, Goals, Made, take, wrap};
 use crate::python::lanes::{Hand, Lane};
 use crate::python::tensor::{to_torch, torch_type};
 use crate::report::Report;
@@ -257,7 +257,7 @@ pub(crate) fn to_tensor<'py>(
     buffer: Buffer,
     form: Form,
 ) -> PyResult<Bound<'py, PyAny>> {
-    match take(py, made, target) {
+    match take(py, made, target)? {
         Some(made) => Ok(made),
         None => to_torch(py, Tensor { memory: TensorMemory::Owned(buffer), form }),
     }
@@ -282,6 +282,7 @@ pub(crate) fn fetch<'py>(
     let report = py.detach(|| manner.check.run(&mut ready, task, &mut collector))?;
     let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
     let _pause = CollectorPause::begin(py)?;
+    wrap(py, &made)?;
     let mut tensors = Vec::with_capacity(forms.len());
     for (target, (buffer, form)) in collector.take().into_iter().zip(forms).enumerate() {
         let dtype = form.dtype;

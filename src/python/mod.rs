@@ -4,6 +4,7 @@
 mod address;
 mod ahead;
 mod array;
+mod aten;
 mod check;
 mod collector;
 mod destination;

@@ -130,6 +130,11 @@ fn torch_layout(dtype: Dtype) -> PyResult<(u8, u8, &'static str)> {
     layout(dtype).ok_or_else(|| safetensor_error(format!("Dtype not understood: {}", dtype.name())))
 }
 
+/// Torch's name for an element type, where it has one.
+pub(crate) fn torch_name(dtype: Dtype) -> Option<&'static str> {
+    layout(dtype).map(|(_, _, name)| name)
+}
+
 /// Torch's own object for an element type.
 pub(crate) fn torch_type(py: Python<'_>, dtype: Dtype) -> PyResult<Bound<'_, PyAny>> {
     let (_, _, name) = torch_layout(dtype)?;
