@@ -236,9 +236,13 @@ impl TorchAllocator {
         Ok(())
     }
 
-    /// Without the interpreter, which takes a third of the time, keeps nobody's thread waiting, and
-    /// has no object of Python's for its collector to look at again and again.
+    /// Without the interpreter, which takes half of the time, and there is no object yet for Python's
+    /// collector to look at again and again. Small tensors only: of others there are never so many,
+    /// and where there is no memory this way makes torch write about it to the standard error stream.
     fn make_natively(&self, form: &Form) -> Option<(Unfilled, u64)> {
+        if form.bytes() == 0 || form.bytes() > TORCH_SMALL_BYTES_MAX {
+            return None;
+        }
         let (aten, dtype) = self.kinds.get(&form.dtype)?.native?;
         let shape = form.torch_shape().ok()?;
         let (tensor, address) = aten.empty(self.gpu.ordinal(), dtype, &shape)?;
@@ -260,7 +264,7 @@ impl TorchAllocator {
 impl Allocator for TorchAllocator {
     fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
         let form = &self.forms[target];
-        let native = if bytes > 0 { self.make_natively(form) } else { None };
+        let native = self.make_natively(form);
         let (tensor, address) = native.map_or_else(|| self.make(form), Ok)?;
         if address == 0 && bytes > 0 {
             return Err(Error::Internal("torch made a tensor without memory".to_owned()));
