@@ -57,7 +57,7 @@ def test_as_torch_makes_them(every_shape: Path, *, inference: bool) -> None:
 
 
 def test_torch_without_these_functions(every_shape: Path) -> None:
-    """As torch before 2.5 is."""
+    """As torch before 2.4 is."""
     source = """
         import sys, torch
         from gpu import check

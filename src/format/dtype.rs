@@ -57,6 +57,11 @@ const TABLE: [(Dtype, &str, u64); 22] = [
 pub(crate) const FLOATING: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 impl Dtype {
+    /// Every type.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|(dtype, _, _)| *dtype)
+    }
+
     /// The type of that name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         TABLE.iter().find(|(_, known, _)| *known == name).map(|(dtype, _, _)| *dtype)

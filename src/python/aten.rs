@@ -2,6 +2,7 @@
 //! linked with, which torch keeps stable (`torch/csrc/inductor/aoti_torch/c/shim.h`).
 #![expect(unsafe_code, reason = "the functions are torch's, found by name")]
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -11,7 +12,8 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 
-use crate::python::tensor::torch_module;
+use crate::format::Dtype;
+use crate::python::tensor::{torch_module, torch_name};
 
 type Number = unsafe extern "C" fn() -> i32;
 type EmptyStrided = unsafe extern "C" fn(
@@ -28,7 +30,8 @@ type Delete = unsafe extern "C" fn(tensor: *mut c_void) -> i32;
 
 /// The functions, as far as they are needed here.
 pub(crate) struct Aten {
-    library: Library,
+    /// The numbers of those element types that the interface has.
+    dtypes: HashMap<Dtype, i32>,
     empty_strided: EmptyStrided,
     data_pointer: DataPointer,
     delete: Delete,
@@ -41,7 +44,7 @@ pub(crate) struct Aten {
 static ATEN: PyOnceLock<Option<Aten>> = PyOnceLock::new();
 
 impl Aten {
-    /// Looks for them once; torch before 2.5 has not all of them.
+    /// Looks for them once; torch before 2.4 has not all of them.
     pub(crate) fn find(py: Python<'_>) -> Option<&'static Self> {
         ATEN.get_or_init(py, || Self::look(py).ok().flatten()).as_ref()
     }
@@ -63,22 +66,23 @@ impl Aten {
         let (Some(empty_strided), Some(data_pointer), Some(delete)) = found else {
             return Ok(None);
         };
+        let number = |dtype: Dtype| {
+            let symbol = format!("aoti_torch_dtype_{}", torch_name(dtype)?);
+            Some((dtype, library.number(&symbol)?))
+        };
+        let dtypes = Dtype::all().filter_map(number).collect();
         let cuda = library.number("aoti_torch_device_type_cuda");
         let wrap = wrap.unbind();
-        Ok(cuda.map(|cuda| Self { library, empty_strided, data_pointer, delete, cuda, wrap }))
+        Ok(cuda.map(|cuda| Self { dtypes, empty_strided, data_pointer, delete, cuda, wrap }))
     }
 
-    /// The number of an element type, by its name in torch; none where the interface has no such type.
-    pub(crate) fn dtype(&self, name: &str) -> Option<i32> {
-        self.library.number(&format!("aoti_torch_dtype_{name}"))
-    }
-
-    /// A contiguous tensor on a GPU, and where its memory is. None if torch could not make it; why it
-    /// could not, it tells whoever asks in Python. No dimension may be zero.
+    /// A contiguous tensor on a GPU, and where its memory is. None if the interface has no such type, or
+    /// torch could not make it; why it could not, it tells whoever asks in Python. No dimension may be
+    /// zero.
     pub(crate) fn empty(
         &'static self,
         ordinal: usize,
-        dtype: i32,
+        dtype: Dtype,
         shape: &[u64],
     ) -> Option<(AtenTensor, u64)> {
         let sizes: Vec<i64> =

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::python::aten::{Aten, AtenTensor};
 use crate::python::errors::foreseen;
-use crate::python::tensor::{torch_module, torch_name, torch_type};
+use crate::python::tensor::{torch_module, torch_type};
 use crate::tensor::Form;
 
 /// Whose memory tensors on a GPU are.
@@ -158,19 +158,12 @@ pub(crate) enum Unfilled {
 /// Those of a load, by target.
 pub(crate) type Made = Arc<Mutex<Vec<Option<Unfilled>>>>;
 
-/// How torch is told of an element type.
-struct Kind {
-    /// To Python: that type and the GPU.
-    keywords: Py<PyDict>,
-    /// To C, where that goes.
-    native: Option<(&'static Aten, i32)>,
-}
-
 /// Lets torch allocate each tensor just before its first bytes are copied.
 pub(crate) struct TorchAllocator {
     gpu: &'static Gpu,
+    aten: Option<&'static Aten>,
     empty: Py<PyAny>,
-    kinds: HashMap<Dtype, Kind>,
+    keywords: HashMap<Dtype, Py<PyDict>>,
     forms: Arc<[Form]>,
     made: Made,
 }
@@ -185,20 +178,17 @@ impl TorchAllocator {
     ) -> Result<Self> {
         let torch = torch_module(py)?;
         let device = torch.getattr("device")?.call1(("cuda", gpu.ordinal()))?;
-        let aten = Aten::find(py);
-        let mut kinds = HashMap::new();
+        let mut keywords = HashMap::new();
         for form in forms.iter() {
-            if let Entry::Vacant(place) = kinds.entry(form.dtype) {
-                let keywords = PyDict::new(py);
-                keywords.set_item("dtype", torch_type(py, form.dtype)?)?;
-                keywords.set_item("device", &device)?;
-                let number =
-                    |aten: &'static Aten| Some((aten, aten.dtype(torch_name(form.dtype)?)?));
-                place.insert(Kind { keywords: keywords.unbind(), native: aten.and_then(number) });
+            if let Entry::Vacant(place) = keywords.entry(form.dtype) {
+                let dict = PyDict::new(py);
+                dict.set_item("dtype", torch_type(py, form.dtype)?)?;
+                dict.set_item("device", &device)?;
+                place.insert(dict.unbind());
             }
         }
-        let empty = torch.getattr("empty")?.unbind();
-        Ok(Self { gpu, empty, kinds, forms: Arc::clone(forms), made: Arc::clone(made) })
+        let (aten, empty) = (Aten::find(py), torch.getattr("empty")?.unbind());
+        Ok(Self { gpu, aten, empty, keywords, forms: Arc::clone(forms), made: Arc::clone(made) })
     }
 
     /// Refuses a load of tensors of those sizes for which the GPU has no room, before anything is
@@ -243,9 +233,8 @@ impl TorchAllocator {
         if form.bytes() == 0 || form.bytes() > TORCH_SMALL_BYTES_MAX {
             return None;
         }
-        let (aten, dtype) = self.kinds.get(&form.dtype)?.native?;
         let shape = form.torch_shape().ok()?;
-        let (tensor, address) = aten.empty(self.gpu.ordinal(), dtype, &shape)?;
+        let (tensor, address) = self.aten?.empty(self.gpu.ordinal(), form.dtype, &shape)?;
         Some((Unfilled::Native(tensor), address))
     }
 
@@ -253,7 +242,7 @@ impl TorchAllocator {
     fn make(&self, form: &Form) -> Result<(Unfilled, u64)> {
         Python::attach(|py| {
             let shape = PyTuple::new(py, form.torch_shape()?)?;
-            let keywords = self.kinds.get(&form.dtype).map(|kind| kind.keywords.bind(py));
+            let keywords = self.keywords.get(&form.dtype).map(|keywords| keywords.bind(py));
             let tensor = self.empty.bind(py).call((shape,), keywords)?;
             let address = tensor.call_method0(intern!(py, "data_ptr"))?.extract::<u64>()?;
             Ok((Unfilled::Object(tensor.unbind()), address))
