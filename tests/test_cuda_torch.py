@@ -37,7 +37,7 @@ def many(tmp_path: Path) -> Path:
 
 def told(tensor: torch.Tensor) -> dict[str, object]:
     """What a tensor is, but for its bytes and where they lie."""
-    names = ["dtype", "shape", "device", "layout", "requires_grad", "grad_fn", "grad", "names"]
+    names = ["dtype", "shape", "device", "layout", "requires_grad", "grad_fn", "grad"]
     calls = ["stride", "storage_offset", "is_leaf", "is_inference", "is_pinned", "is_shared"]
     asked = {name: getattr(tensor, name) for name in names}
     for name in calls:

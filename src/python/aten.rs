@@ -52,28 +52,25 @@ impl Aten {
     fn look(py: Python<'_>) -> PyResult<Option<Self>> {
         let native = torch_module(py)?.getattr("_C")?;
         let wrap = native.getattr("_aoti")?.getattr("alloc_tensors_by_stealing_from_void_ptrs")?;
-        let Some(library) = Library::loaded(native.getattr("__file__")?.extract()?) else {
-            return Ok(None);
-        };
-        // SAFETY: each has the type that the header declares for its name.
-        let found = unsafe {
-            (
-                library.function::<EmptyStrided>("aoti_torch_empty_strided"),
-                library.function::<DataPointer>("aoti_torch_get_data_ptr"),
-                library.function::<Delete>("aoti_torch_delete_tensor_object"),
-            )
-        };
-        let (Some(empty_strided), Some(data_pointer), Some(delete)) = found else {
-            return Ok(None);
-        };
+        let library = Library::loaded(native.getattr("__file__")?.extract()?);
+        Ok(library.and_then(|library| Self::of(&library, wrap.unbind())))
+    }
+
+    fn of(library: &Library, wrap: Py<PyAny>) -> Option<Self> {
+        // SAFETY: the header declares a function of this name so.
+        let empty_strided =
+            unsafe { library.function::<EmptyStrided>("aoti_torch_empty_strided")? };
+        // SAFETY: the same.
+        let data_pointer = unsafe { library.function::<DataPointer>("aoti_torch_get_data_ptr")? };
+        // SAFETY: the same.
+        let delete = unsafe { library.function::<Delete>("aoti_torch_delete_tensor_object")? };
         let number = |dtype: Dtype| {
             let symbol = format!("aoti_torch_dtype_{}", torch_name(dtype)?);
             Some((dtype, library.number(&symbol)?))
         };
         let dtypes = Dtype::all().filter_map(number).collect();
-        let cuda = library.number("aoti_torch_device_type_cuda");
-        let wrap = wrap.unbind();
-        Ok(cuda.map(|cuda| Self { dtypes, empty_strided, data_pointer, delete, cuda, wrap }))
+        let cuda = library.number("aoti_torch_device_type_cuda")?;
+        Some(Self { dtypes, empty_strided, data_pointer, delete, cuda, wrap })
     }
 
     /// A contiguous tensor on a GPU, and where its memory is. None if the interface has no such type, or
@@ -91,6 +88,7 @@ impl Aten {
         for place in (1..sizes.len()).rev() {
             strides[place - 1] = strides[place].checked_mul(sizes[place])?;
         }
+        let dtype = *self.dtypes.get(&dtype)?;
         let (dimensions, ordinal) = (sizes.len().try_into().ok()?, ordinal.try_into().ok()?);
         let (mut made, mut address) = (null_mut(), null_mut());
         // SAFETY: both arrays hold as many numbers as it is told, and the last argument is written to.
@@ -152,11 +150,6 @@ impl Drop for AtenTensor {
 
 /// A shared library that the process has loaded, and what it was linked with.
 struct Library(NonNull<c_void>);
-
-// SAFETY: the handle is only given to dlsym, which any thread may call.
-unsafe impl Send for Library {}
-// SAFETY: the same.
-unsafe impl Sync for Library {}
 
 impl Library {
     /// By its path; never loads it.
