@@ -57,6 +57,20 @@ def test_small_tensors_share_a_copy_and_a_launch(tmp_path: Path) -> None:
     assert len(loaded) == 3000
 
 
+@pytest.mark.parametrize(("count", "copies", "kernels"), [(5, 5, {}), (6, 1, {"scatter": 1})])
+def test_a_few_small_tensors_ask_for_no_kernel(
+    tmp_path: Path, count: int, copies: int, kernels: dict[str, int]
+) -> None:
+    """As a layer of a language model has: the driver would compile it first."""
+    entries = {f"t{i}": Entry("F16", [32]) for i in range(count)}
+    path = write_raw(tmp_path / "few.safetensors", entries)
+    simulator.reset()
+    loaded = load_file(path, "cuda")
+    counted = simulator.statistics()
+    assert (counted["h2d"]["copies"], counted["kernels"]) == (copies, kernels)
+    check(loaded, STOCK.load_file(path))
+
+
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_nothing_of_ours_is_left(large: Path, allocator: str) -> None:
     load_file(large, "cuda", allocator=allocator)  # its stream stays for the next load

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use crossbeam::channel::{self, Receiver, unbounded};
 
-use crate::config::{SLOT_BYTES, SMALL_PIECE_BYTES, TABLE_BYTES};
+use crate::config::{PIECES_TOGETHER_MIN, SLOT_BYTES, SMALL_PIECE_BYTES, TABLE_BYTES};
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::memory::Staging;
 use crate::device::cuda::stream::{Event, Stream};
@@ -284,8 +284,8 @@ impl Issuer {
         placements: &'job [Placement],
     ) -> (Vec<&'job Placement>, Vec<&'job Placement>) {
         let small = |piece: &Placement| piece.bytes <= SMALL_PIECE_BYTES;
-        let several = placements.iter().filter(|piece| small(piece)).nth(1).is_some();
-        let together = several && self.gpu.kernels().is_ok() && self.staging().is_some();
+        let many = placements.iter().filter(|piece| small(piece)).count() >= PIECES_TOGETHER_MIN;
+        let together = many && self.gpu.kernels().is_ok() && self.staging().is_some();
         placements
             .iter()
             .partition(|piece| conversion_of(piece).is_some() || (together && small(piece)))
