@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::config::ReaderChoice;
+use crate::config::{PIECES_TOGETHER_MIN, ReaderChoice};
 use crate::device::fake::{FakeAllocator, FakeDevice};
 use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Buffer, Destination, Device};
@@ -117,13 +117,18 @@ impl Scene {
     }
 }
 
-/// Ranges of two sources: small, large, empty, overlapping, far apart, up to the last byte.
+/// Ranges of two sources: small, large, empty, overlapping, far apart, up to the last byte; and rows of
+/// small ones, as many in a chunk as a kernel is asked for.
 fn wanted(lengths: &[usize]) -> Vec<Wanted> {
     let mut all = Vec::new();
     for (shard, &len) in lengths.iter().enumerate() {
         let len = len as u64;
         for (begin, end) in [(8, 9), (9, 9), (100, 40_001), (40_001, 40_001), (300_000, len)] {
             all.push(Wanted::range(shard, begin.min(len), end.min(len)));
+        }
+        for row in [50_000, 110_000] {
+            let begins = (0..PIECES_TOGETHER_MIN as u64).map(|place| row + 700 * place);
+            all.extend(begins.map(|begin| Wanted::range(shard, begin, begin + 301)));
         }
         all.push(Wanted::range(shard, 0, len));
     }
