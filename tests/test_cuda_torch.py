@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import torch
 from gpu import NEEDS_GPU, check
-from oracle import DTYPES, STOCK, TORCH_TYPES, Entry, bits, write_raw
+from oracle import DTYPES, STOCK, TORCH_TYPES, Entry, bits, write_raw, write_sparse
 from process import run_python
 from safetensors_streaming import load_file, stream
 
@@ -119,3 +119,20 @@ def test_while_torch_records_who_allocates(many: Path) -> None:
         print(sum(event["action"] == "alloc" for event in events))
     """
     assert int(run_python(source, many)) >= 5000
+
+
+def test_torch_reserves_all_large_tensors_at_once(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "large.safetensors", 14, 5 << 20)
+    torch.cuda.empty_cache()
+
+    def segments() -> int:
+        count: int = torch.cuda.memory_stats()["segment.large_pool.allocated"]
+        return count
+
+    before = segments()
+    loaded = load_file(path, "cuda")
+    assert segments() - before == 1
+    loaded.clear()
+    loaded = load_file(path, "cuda")
+    assert segments() - before == 1  # what torch has in its cache is enough
+    assert len(loaded) == 14

@@ -166,6 +166,8 @@ pub(crate) struct TorchAllocator {
     keywords: HashMap<Dtype, Py<PyDict>>,
     forms: Arc<[Form]>,
     made: Made,
+    /// What torch shall reserve before it makes the first large tensor.
+    unreserved_bytes: u64,
 }
 
 impl TorchAllocator {
@@ -188,20 +190,19 @@ impl TorchAllocator {
             }
         }
         let (aten, empty) = (Aten::find(py), torch.getattr("empty")?.unbind());
-        Ok(Self { gpu, aten, empty, keywords, forms: Arc::clone(forms), made: Arc::clone(made) })
+        let (forms, made) = (Arc::clone(forms), Arc::clone(made));
+        Ok(Self { gpu, aten, empty, keywords, forms, made, unreserved_bytes: 0 })
     }
 
     /// Refuses a load of tensors of those sizes for which the GPU has no room, before anything is
-    /// read. Otherwise has torch allocate one block for all large tensors and put it into its cache,
-    /// from where each gets its part without another call to the driver.
-    pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
+    /// read. Otherwise one block for all large tensors is reserved before the first of them is made.
+    pub(crate) fn make_room(&mut self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
         let wanted = room_for(sizes.iter());
         let large = room_for(sizes.iter().filter(|&&bytes| bytes > TORCH_SMALL_BYTES_MAX));
         if wanted < RESERVATION_BYTES_MIN {
             return Ok(());
         }
-        let torch = torch_module(py)?;
-        let cuda = torch.getattr("cuda")?;
+        let cuda = torch_module(py)?.getattr("cuda")?;
         let count = |name: &str| {
             let counted = cuda.call_method1(name, (self.gpu.ordinal(),));
             foreseen::<PyRuntimeError, _>(py, counted.and_then(|number| number.extract::<u64>()))
@@ -213,17 +214,29 @@ impl TorchAllocator {
         };
         let cached = reserved.saturating_sub(allocated);
         self.gpu.check_room(wanted, cached)?;
-        if large > cached {
+        self.unreserved_bytes = if large > cached { large } else { 0 };
+        Ok(())
+    }
+
+    /// Has torch allocate that block and put it into its cache, from where each tensor gets its part
+    /// without another call to the driver. The first reads are under way meanwhile.
+    fn reserve(&mut self) -> Result<()> {
+        let bytes = std::mem::take(&mut self.unreserved_bytes);
+        if bytes == 0 {
+            return Ok(());
+        }
+        Python::attach(|py| {
+            let torch = torch_module(py)?;
             let keywords = PyDict::new(py);
             keywords.set_item("dtype", torch.getattr("uint8")?)?;
             keywords.set_item("device", format!("cuda:{}", self.gpu.ordinal()))?;
-            let block = self.empty.bind(py).call((large,), Some(&keywords));
+            let block = self.empty.bind(py).call((bytes,), Some(&keywords));
             if foreseen::<PyRuntimeError, _>(py, block)?.is_none() {
                 // In pieces it may fit yet, once what lies idle in torch's cache is given back.
-                cuda.call_method0("empty_cache")?;
+                torch.getattr("cuda")?.call_method0("empty_cache")?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Without the interpreter, which takes half of the time, and there is no object yet for Python's
@@ -252,6 +265,9 @@ impl TorchAllocator {
 
 impl Allocator for TorchAllocator {
     fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
+        if self.forms[target].bytes() > TORCH_SMALL_BYTES_MAX {
+            self.reserve()?;
+        }
         let form = &self.forms[target];
         let native = self.make_natively(form);
         let (tensor, address) = native.map_or_else(|| self.make(form), Ok)?;

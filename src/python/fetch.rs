@@ -117,9 +117,9 @@ impl Ready {
     }
 
     /// For tensors that will all be there at once: looks for room, and has torch reserve it.
-    pub(crate) fn make_room(&self, py: Python<'_>) -> Result<()> {
-        let mut lanes = self.lanes.iter().enumerate();
-        lanes.try_for_each(|(number, lane)| lane.make_room(py, &self.sizes(number)))
+    pub(crate) fn make_room(&mut self, py: Python<'_>) -> Result<()> {
+        let sizes = self.sizes();
+        self.lanes.iter_mut().zip(&sizes).try_for_each(|(lane, sizes)| lane.make_room(py, sizes))
     }
 
     /// The tensors that torch makes.
@@ -154,7 +154,7 @@ impl Ready {
         let hands = self.hands();
         let mut workers =
             Workers::new(|done| hands.into_iter().map(|hand| hand.worker(few, done)).collect())?;
-        let sizes: Vec<_> = (0..self.lanes.len()).map(|number| self.sizes(number)).collect();
+        let sizes = self.sizes();
         let mut allocators = self.allocators(&sizes);
         let to = Destination { device: &mut workers, allocator: &mut allocators };
         run_digesting(task, to, caller)
@@ -182,12 +182,15 @@ impl Ready {
         }
     }
 
-    /// The size of each target's memory, zero for those that are not a lane's to allocate.
-    fn sizes(&self, lane: usize) -> Vec<u64> {
+    /// Of each lane, the size of each target's memory, zero for those that are not its to allocate.
+    fn sizes(&self) -> Vec<Vec<u64>> {
         let given = |target: usize| self.given.get(target).is_some_and(Option::is_some);
-        let theirs = |target: usize| self.goals.number(target) == lane && !given(target);
-        let sizes = self.forms.iter().enumerate();
-        sizes.map(|(target, form)| if theirs(target) { form.bytes() } else { 0 }).collect()
+        let of = |lane| {
+            let theirs = |target: usize| self.goals.number(target) == lane && !given(target);
+            let sizes = self.forms.iter().enumerate();
+            sizes.map(|(target, form)| if theirs(target) { form.bytes() } else { 0 }).collect()
+        };
+        (0..self.lanes.len()).map(of).collect()
     }
 }
 

@@ -51,7 +51,7 @@ impl Lane {
     }
 
     /// Looks for room for tensors of those sizes, and has torch reserve it.
-    pub(crate) fn make_room(&self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
+    pub(crate) fn make_room(&mut self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
         match self {
             Self::Host => Ok(()),
             Self::Slabs(gpu) => gpu.check_room(room_for(sizes.iter()), 0),
