@@ -94,12 +94,14 @@ def test_the_nth_call_fails_for_every_n(tmp_path: Path, *, once: bool) -> None:
 
     A driver that fails from then on refuses to free as well; what it keeps is not ours to count.
     """
-    sizes = [5, 70_000, 3, 9 * MIB, 1, 0, 66_000]
-    entries = {f"t{i}": Entry("U8", [size]) for i, size in enumerate(sizes)}
+    sizes = [5, 70_000, 3, 7, 11, 13, 17, 9 * MIB, 1, 0, 66_000]
+    entries = {f"t{i:02}": Entry("U8", [size]) for i, size in enumerate(sizes)}
     path = write_raw(tmp_path / "few.safetensors", entries)
     expected = STOCK.load_file(path)
     release()
+    simulator.reset()
     load_file(path, "cuda", allocator="driver")
+    assert simulator.statistics()["kernels"] == {"scatter": 1}
     failed = survived = leaked = 0
     for call in itertools.count(1):
         release()

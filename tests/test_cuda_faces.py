@@ -241,7 +241,8 @@ def test_what_a_handler_raises_while_torch_is_asked_comes_out(
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Several MiB in tensors of many sizes, empty, tiny and large ones; three in reverse order."""
-    sizes = [5, 70_000, 0, 3, 2 * MIB, 1, 9 * MIB + 5, 66_000, 40 * MIB, 11, 12, 13, 4 * MIB, 8]
+    sizes = [5, 70_000, 0, 3, 31, 32, 33, 34, 2 * MIB, 1, 9 * MIB + 5, 66_000]
+    sizes += [40 * MIB, 11, 12, 13, 4 * MIB, 8]
     entries = {f"t{i:02}": Entry("U8", [size]) for i, size in enumerate(sizes)}
     entries |= {f"r{9 - i}": Entry("U8", [1000 + i]) for i in range(3)}
     return write_raw(tmp_path / "many.safetensors", entries, misalign=5)

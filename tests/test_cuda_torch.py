@@ -11,8 +11,9 @@ import safetensors
 import torch
 from gpu import NEEDS_GPU, check
 from oracle import DTYPES, STOCK, TORCH_TYPES, Entry, bits, write_raw, write_sparse
-from process import run_python
+from process import run_python, start_python
 from safetensors_streaming import load_file, stream
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,11 +38,10 @@ def many(tmp_path: Path) -> Path:
 
 def told(tensor: torch.Tensor) -> dict[str, object]:
     """What a tensor is, but for its bytes and where they lie."""
-    names = ["dtype", "shape", "device", "layout", "requires_grad", "grad_fn", "grad"]
-    calls = ["stride", "storage_offset", "is_leaf", "is_inference", "is_pinned", "is_shared"]
+    names = ["dtype", "shape", "device", "layout", "is_leaf", "requires_grad", "grad_fn", "grad"]
+    calls = ["stride", "storage_offset", "is_inference", "is_pinned", "is_shared"]
     asked = {name: getattr(tensor, name) for name in names}
-    for name in calls:
-        asked[name] = getattr(tensor, name)() if callable(getattr(tensor, name)) else None
+    asked |= {name: getattr(tensor, name)() for name in calls}
     storage = tensor.untyped_storage()
     return {**asked, "bytes": storage.nbytes(), "resizable": storage.resizable()}
 
@@ -56,22 +56,28 @@ def test_as_torch_makes_them(every_shape: Path, *, inference: bool) -> None:
             assert told(tensor) == told(made), name
 
 
-def test_torch_without_these_functions(every_shape: Path) -> None:
-    """As torch before 2.4 is."""
+@pytest.mark.parametrize("how", ["gone", "changed"])
+def test_torch_without_these_functions(every_shape: Path, how: str) -> None:
+    """As torch before 2.4 is, and as another may be."""
     source = """
         import sys, torch
         from gpu import check
         from oracle import STOCK
         from safetensors_streaming import load_file, stream
 
-        del torch._C._aoti
-        path = sys.argv[1]
+        if sys.argv[2] == "gone":
+            del torch._C._aoti
+        else:
+            torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs = lambda handles: 1 / 0
+        path, made, empty = sys.argv[1], [], torch.empty
+        torch.empty = lambda *size, **how: made.append(size) or empty(*size, **how)
         check(load_file(path, "cuda"), STOCK.load_file(path))
         check(dict(sorted(stream(path, "cuda"))), dict(sorted(STOCK.load_file(path).items())))
         assert torch.cuda.memory_allocated() == 0
+        assert len(made) >= 2 * len(STOCK.load_file(path))
         print("loaded")
     """
-    assert run_python(source, every_shape) == "loaded\n"
+    assert run_python(source, every_shape, how) == "loaded\n"
 
 
 def test_pythons_collector_is_not_kept_busy(many: Path) -> None:
@@ -115,8 +121,8 @@ def test_while_torch_records_who_allocates(many: Path) -> None:
 
         torch.cuda.memory._record_memory_history(stacks="all")
         check(load_file(sys.argv[1], "cuda"), STOCK.load_file(sys.argv[1]))
-        (events,) = torch.cuda.memory._snapshot()["device_traces"]
-        print(sum(event["action"] == "alloc" for event in events))
+        devices = torch.cuda.memory._snapshot()["device_traces"]
+        print(sum(event["action"] == "alloc" for events in devices for event in events))
     """
     assert int(run_python(source, many)) >= 5000
 
@@ -136,3 +142,35 @@ def test_torch_reserves_all_large_tensors_at_once(tmp_path: Path) -> None:
     loaded = load_file(path, "cuda")
     assert segments() - before == 1  # what torch has in its cache is enough
     assert len(loaded) == 14
+
+
+class Raising(TorchDispatchMode):
+    """Refuses all that torch is asked for."""
+
+    def __torch_dispatch__(self, *_asked: object, **_how: object) -> None:
+        raise ValueError("not now")
+
+
+def test_what_a_mode_of_torchs_raises(many: Path) -> None:
+    with pytest.raises(ValueError, match="not now"), Raising():
+        load_file(many, "cuda")
+    check(load_file(many, "cuda"), STOCK.load_file(many))
+
+
+def test_no_room_for_small_tensors(many: Path) -> None:
+    """An error of torch's own, nothing left, and torch's words about it not more than once."""
+    source = """
+        import sys, torch
+        from safetensors_streaming import load_file
+
+        size = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((3 << 20) / size)
+        try:
+            load_file(sys.argv[1], "cuda")
+        except torch.OutOfMemoryError:
+            print(torch.cuda.memory_allocated())
+    """
+    with start_python(source, many) as child:
+        told, log = child.communicate()
+    assert (told, child.returncode) == ("0\n", 0), log
+    assert log.count("aoti_torch: ") <= 1

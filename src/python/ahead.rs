@@ -84,6 +84,7 @@ impl Ahead {
         targets: Targets,
         limits: Limits,
     ) -> Result<Self> {
+        let ready = ready.with_interpreter();
         let Targets { wanted, .. } = targets;
         let (memory, provided) = queue();
         let (events_in, events) = unbounded();

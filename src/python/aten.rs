@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::ptr::{NonNull, null_mut};
@@ -44,14 +45,21 @@ pub(crate) struct Aten {
 static ATEN: PyOnceLock<Option<Aten>> = PyOnceLock::new();
 
 impl Aten {
-    /// Looks for them once; torch before 2.4 has not all of them.
+    /// Looks for them once; torch before 2.4 has not all of them. The one that wraps is no part of what
+    /// torch keeps stable: it is tried.
     pub(crate) fn find(py: Python<'_>) -> Option<&'static Self> {
         ATEN.get_or_init(py, || Self::look(py).ok().flatten()).as_ref()
     }
 
     fn look(py: Python<'_>) -> PyResult<Option<Self>> {
         let native = torch_module(py)?.getattr("_C")?;
-        let wrap = native.getattr("_aoti")?.getattr("alloc_tensors_by_stealing_from_void_ptrs")?;
+        let between = native.getattr("_aoti")?;
+        let wrap = between.getattr("alloc_tensors_by_stealing_from_void_ptrs")?;
+        let tried = torch_module(py)?.getattr("empty")?.call1((0,))?;
+        let handles = between.getattr("unsafe_alloc_void_ptrs_from_tensors")?.call1(([&tried],))?;
+        if !wrap.call1((handles,))?.get_item(0)?.is(&tried) {
+            return Ok(None);
+        }
         let library = Library::loaded(native.getattr("__file__")?.extract()?);
         Ok(library.and_then(|library| Self::of(&library, wrap.unbind())))
     }
@@ -66,20 +74,26 @@ impl Aten {
         let delete = unsafe { library.function::<Delete>("aoti_torch_delete_tensor_object")? };
         let number = |dtype: Dtype| {
             let symbol = format!("aoti_torch_dtype_{}", torch_name(dtype)?);
-            Some((dtype, library.number(&symbol)?))
+            // SAFETY: the header declares all functions of such names so.
+            Some((dtype, unsafe { library.number(&symbol)? }))
         };
         let dtypes = Dtype::all().filter_map(number).collect();
-        let cuda = library.number("aoti_torch_device_type_cuda")?;
+        // SAFETY: the same.
+        let cuda = unsafe { library.number("aoti_torch_device_type_cuda")? };
         Some(Self { dtypes, empty_strided, data_pointer, delete, cuda, wrap })
     }
 
-    /// A contiguous tensor on a GPU, and where its memory is. None if the interface has no such type, or
-    /// torch could not make it; why it could not, it tells whoever asks in Python. No dimension may be
-    /// zero.
+    /// The number of an element type, if the interface has it.
+    pub(crate) fn dtype(&self, dtype: Dtype) -> Option<i32> {
+        self.dtypes.get(&dtype).copied()
+    }
+
+    /// A contiguous tensor on a GPU, and where its memory is; none if torch could not make it. Then an
+    /// exception may be set, where Python had a say in it. No dimension may be zero.
     pub(crate) fn empty(
         &'static self,
         ordinal: usize,
-        dtype: Dtype,
+        dtype: i32,
         shape: &[u64],
     ) -> Option<(AtenTensor, u64)> {
         let sizes: Vec<i64> =
@@ -88,7 +102,6 @@ impl Aten {
         for place in (1..sizes.len()).rev() {
             strides[place - 1] = strides[place].checked_mul(sizes[place])?;
         }
-        let dtype = *self.dtypes.get(&dtype)?;
         let (dimensions, ordinal) = (sizes.len().try_into().ok()?, ordinal.try_into().ok()?);
         let (mut made, mut address) = (null_mut(), null_mut());
         // SAFETY: both arrays hold as many numbers as it is told, and the last argument is written to.
@@ -135,7 +148,9 @@ impl AtenTensor {
             unsafe { Bound::from_owned_ptr_or_err(py, capsule) }
         });
         let capsules = capsules.collect::<PyResult<Vec<_>>>()?;
-        tensors.into_iter().for_each(std::mem::forget); // they are torch's from here on
+        for tensor in tensors {
+            let _given = ManuallyDrop::new(tensor); // torch's from here on
+        }
         aten.wrap.bind(py).call1((capsules,))?.try_iter()?.collect()
     }
 }
@@ -173,11 +188,14 @@ impl Library {
         Some(unsafe { std::mem::transmute_copy(&address) })
     }
 
-    /// What a function without arguments gives, one of those that stand for numbers.
-    fn number(&self, name: &str) -> Option<i32> {
-        // SAFETY: the header declares all such functions so.
+    /// What a function gives that stands for a number.
+    ///
+    /// # Safety
+    /// The function of that name must have no arguments.
+    unsafe fn number(&self, name: &str) -> Option<i32> {
+        // SAFETY: the caller vouches for its type.
         let function: Number = unsafe { self.function(name)? };
-        // SAFETY: it returns a constant.
+        // SAFETY: the same.
         Some(unsafe { function() })
     }
 }

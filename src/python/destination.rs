@@ -161,6 +161,7 @@ pub(crate) type Made = Arc<Mutex<Vec<Option<Unfilled>>>>;
 /// Lets torch allocate each tensor just before its first bytes are copied.
 pub(crate) struct TorchAllocator {
     gpu: &'static Gpu,
+    /// What makes small tensors without the interpreter, as long as it can.
     aten: Option<&'static Aten>,
     empty: Py<PyAny>,
     keywords: HashMap<Dtype, Py<PyDict>>,
@@ -239,20 +240,33 @@ impl TorchAllocator {
         })
     }
 
+    /// For threads that hold the interpreter: torch's own function lets go of it while it waits for
+    /// memory.
+    pub(crate) fn use_interpreter(&mut self) {
+        self.aten = None;
+    }
+
     /// Without the interpreter, which takes half of the time, and there is no object yet for Python's
     /// collector to look at again and again. Small tensors only: of others there are never so many,
-    /// and where there is no memory this way makes torch write about it to the standard error stream.
-    fn make_natively(&self, form: &Form) -> Option<(Unfilled, u64)> {
+    /// and where there is no memory torch writes about it to the standard error stream, once a load.
+    fn make_natively(&mut self, target: usize) -> Result<Option<(Unfilled, u64)>> {
+        let form = &self.forms[target];
         if form.bytes() == 0 || form.bytes() > TORCH_SMALL_BYTES_MAX {
-            return None;
+            return Ok(None);
         }
-        let shape = form.torch_shape().ok()?;
-        let (tensor, address) = self.aten?.empty(self.gpu.ordinal(), form.dtype, &shape)?;
-        Some((Unfilled::Native(tensor), address))
+        let known = self.aten.and_then(|aten| Some((aten, aten.dtype(form.dtype)?)));
+        let Some((aten, dtype)) = known else { return Ok(None) };
+        if let Some((tensor, address)) = aten.empty(self.gpu.ordinal(), dtype, &form.torch_shape()?)
+        {
+            return Ok(Some((Unfilled::Native(tensor), address)));
+        }
+        self.aten = None;
+        Python::attach(PyErr::take).map_or(Ok(None), |raised| Err(raised.into()))
     }
 
     /// By what torch's users call, which tells what is wrong.
-    fn make(&self, form: &Form) -> Result<(Unfilled, u64)> {
+    fn make(&self, target: usize) -> Result<(Unfilled, u64)> {
+        let form = &self.forms[target];
         Python::attach(|py| {
             let shape = PyTuple::new(py, form.torch_shape()?)?;
             let keywords = self.keywords.get(&form.dtype).map(|keywords| keywords.bind(py));
@@ -268,35 +282,14 @@ impl Allocator for TorchAllocator {
         if self.forms[target].bytes() > TORCH_SMALL_BYTES_MAX {
             self.reserve()?;
         }
-        let form = &self.forms[target];
-        let native = self.make_natively(form);
-        let (tensor, address) = native.map_or_else(|| self.make(form), Ok)?;
+        let native = self.make_natively(target)?;
+        let (tensor, address) = native.map_or_else(|| self.make(target), Ok)?;
         if address == 0 && bytes > 0 {
             return Err(Error::Internal("torch made a tensor without memory".to_owned()));
         }
         lock(&self.made)[target] = Some(tensor);
         Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu.ordinal(), address, bytes)))
     }
-}
-
-/// Has Python know of all tensors that torch made, in one go.
-pub(crate) fn wrap(py: Python<'_>, made: &Made) -> PyResult<()> {
-    let (mut targets, mut tensors) = (Vec::new(), Vec::new());
-    for (target, unfilled) in lock(made).iter_mut().enumerate() {
-        match unfilled.take() {
-            Some(Unfilled::Native(tensor)) => {
-                targets.push(target);
-                tensors.push(tensor);
-            }
-            other => *unfilled = other,
-        }
-    }
-    let objects = AtenTensor::into_objects(py, tensors)?;
-    let mut made = lock(made);
-    for (target, object) in targets.into_iter().zip(objects) {
-        made[target] = Some(Unfilled::Object(object.unbind()));
-    }
-    Ok(())
 }
 
 /// Takes a tensor that torch made and that was delivered; none where its memory is ours.
@@ -306,11 +299,38 @@ pub(crate) fn take<'py>(
     target: usize,
 ) -> PyResult<Option<Bound<'py, PyAny>>> {
     let taken = lock(made).get_mut(target).and_then(Option::take);
-    Ok(match taken {
-        None => None,
-        Some(Unfilled::Object(object)) => Some(object.into_bound(py)),
-        Some(Unfilled::Native(tensor)) => AtenTensor::into_objects(py, vec![tensor])?.pop(),
-    })
+    Ok(into_objects(py, vec![taken])?.pop().flatten())
+}
+
+/// The same of all targets, in one go.
+pub(crate) fn take_all<'py>(
+    py: Python<'py>,
+    made: &Made,
+) -> PyResult<Vec<Option<Bound<'py, PyAny>>>> {
+    let taken = std::mem::take(&mut *lock(made));
+    into_objects(py, taken)
+}
+
+fn into_objects(
+    py: Python<'_>,
+    made: Vec<Option<Unfilled>>,
+) -> PyResult<Vec<Option<Bound<'_, PyAny>>>> {
+    let mut objects: Vec<_> = made.iter().map(|_| None).collect();
+    let (mut targets, mut tensors) = (Vec::new(), Vec::new());
+    for (target, unfilled) in made.into_iter().enumerate() {
+        match unfilled {
+            None => {}
+            Some(Unfilled::Object(object)) => objects[target] = Some(object.into_bound(py)),
+            Some(Unfilled::Native(tensor)) => {
+                targets.push(target);
+                tensors.push(tensor);
+            }
+        }
+    }
+    for (target, object) in targets.into_iter().zip(AtenTensor::into_objects(py, tensors)?) {
+        objects[target] = Some(object);
+    }
+    Ok(objects)
 }
 
 fn lock(made: &Made) -> MutexGuard<'_, Vec<Option<Unfilled>>> {

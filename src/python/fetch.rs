@@ -17,7 +17,7 @@ use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
-use crate::python::destination::{Goal, Goals, Made, take, wrap};
+use crate::python::destination::{Goal, Goals, Made, take_all};
 use crate::python::lanes::{Hand, Lane};
 use crate::python::tensor::{to_torch, torch_type};
 use crate::report::Report;
@@ -165,6 +165,12 @@ impl Ready {
         self.lanes.iter().map(Lane::hand).collect()
     }
 
+    /// For memory that is made by [`Self::provide`], in threads that hold the interpreter.
+    pub(crate) fn with_interpreter(mut self) -> Self {
+        self.lanes.iter_mut().for_each(Lane::use_interpreter);
+        self
+    }
+
     /// Memory for one target, made in the calling thread; of torch's.
     pub(crate) fn provide(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
         let none = vec![Vec::new(); self.lanes.len()];
@@ -252,15 +258,14 @@ pub(crate) fn of_type(
     tensor.call_method1("to", (torch_type(tensor.py(), wanted)?,))
 }
 
-/// The tensor of a target that was delivered.
+/// The tensor that was delivered: torch's own, or one over memory of ours.
 pub(crate) fn to_tensor<'py>(
     py: Python<'py>,
-    made: &Made,
-    target: usize,
+    made: Option<Bound<'py, PyAny>>,
     buffer: Buffer,
     form: Form,
 ) -> PyResult<Bound<'py, PyAny>> {
-    match take(py, made, target)? {
+    match made {
         Some(made) => Ok(made),
         None => to_torch(py, Tensor { memory: TensorMemory::Owned(buffer), form }),
     }
@@ -285,12 +290,12 @@ pub(crate) fn fetch<'py>(
     let report = py.detach(|| manner.check.run(&mut ready, task, &mut collector))?;
     let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
     let _pause = CollectorPause::begin(py)?;
-    wrap(py, &made)?;
     let mut tensors = Vec::with_capacity(forms.len());
-    for (target, (buffer, form)) in collector.take().into_iter().zip(forms).enumerate() {
+    let arrived = take_all(py, &made)?.into_iter().zip(collector.take());
+    for ((made, buffer), (form, wanted)) in arrived.zip(forms.into_iter().zip(dtypes)) {
         let dtype = form.dtype;
-        let tensor = to_tensor(py, &made, target, buffer.ok_or_else(gone)?, form)?;
-        tensors.push(of_type(tensor, dtype, dtypes[target])?);
+        let tensor = to_tensor(py, made, buffer.ok_or_else(gone)?, form)?;
+        tensors.push(of_type(tensor, dtype, wanted)?);
     }
     collector.finish(py)?;
     Ok((tensors, report))

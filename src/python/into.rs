@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::format::dtype::FLOATING;
 use crate::python::address::{Named, location_of};
 use crate::python::collector::Collector;
-use crate::python::destination::{Goal, Goals, Memory};
+use crate::python::destination::{Goal, Goals, Memory, take};
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
 use crate::python::load::{cache_of, close, floating_type, sources_of, targets_of};
 use crate::python::report::remember;
@@ -66,7 +66,7 @@ pub(crate) fn load_into<'py>(
         let buffer =
             buffer.ok_or_else(|| Error::Internal("a tensor of the plan is gone".to_owned()))?;
         if !direct {
-            left.push((tensor, to_tensor(py, &made, target, buffer, form)?));
+            left.push((tensor, to_tensor(py, take(py, &made, target)?, buffer, form)?));
         }
     }
     collector.finish(py)?;

@@ -59,6 +59,13 @@ impl Lane {
         }
     }
 
+    /// For memory that is made by threads that hold the interpreter.
+    pub(crate) fn use_interpreter(&mut self) {
+        if let Self::Torch(lane) = self {
+            lane.allocator.use_interpreter();
+        }
+    }
+
     /// For a thread of ours: what torch allocates in it belongs to the stream of the thread that
     /// asked.
     pub(crate) fn adopt_thread(&self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! `stream()`: tensors as they arrive, read by one thread that ends with the iterator.
 
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -17,7 +18,7 @@ use crate::error::Error;
 use crate::pipeline::Caller;
 use crate::plan::{Read, Wanted};
 use crate::python::address::{Named, location_of, look_at_signals};
-use crate::python::destination::{Goal, Goals, Made, Memory};
+use crate::python::destination::{Goal, Goals, Made, Memory, take};
 use crate::python::errors::Result;
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
 use crate::python::load::{cache_of, select, sources_of, targets_of};
@@ -262,7 +263,7 @@ impl Stream {
         let gone = || Error::Internal("a stream was closed while it was being read".to_owned());
         let (name, form, made) = parts.ok_or_else(gone)?;
         self.waiting.take(form.bytes());
-        Ok((name, to_tensor(py, &made, target, buffer, form)?))
+        Ok((name, to_tensor(py, take(py, &made, target)?, buffer, form)?))
     }
 
     fn finish(&self, py: Python<'_>, outcome: Result<Report>) -> PyResult<()> {
@@ -285,10 +286,13 @@ impl Stream {
     fn stop(&self) {
         self.waiting.cancel();
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(running) = running.filter(|running| running.process == std::process::id()) {
+        let Some(running) = running else { return };
+        if running.process == std::process::id() {
             drop(running.events);
             // A panic in it was told as the end of its channel.
             let _ended = running.thread.join();
+        } else {
+            let _left = ManuallyDrop::new(running); // its channel may be in the middle of something
         }
     }
 }
