@@ -190,7 +190,9 @@ impl TorchAllocator {
                 place.insert(dict.unbind());
             }
         }
-        let (aten, empty) = (Aten::find(py), torch.getattr("empty")?.unbind());
+        let small = forms.iter().any(|form| form.bytes() <= TORCH_SMALL_BYTES_MAX);
+        let aten = if small { Aten::find(py) } else { None };
+        let empty = torch.getattr("empty")?.unbind();
         let (forms, made) = (Arc::clone(forms), Arc::clone(made));
         Ok(Self { gpu, aten, empty, keywords, forms, made, unreserved_bytes: 0 })
     }
