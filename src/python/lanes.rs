@@ -50,7 +50,7 @@ impl Lane {
         })
     }
 
-    /// Looks for room for tensors of those sizes, and has torch reserve it.
+    /// Looks for room for tensors of those sizes, which torch reserves with the first large one.
     pub(crate) fn make_room(&mut self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
         match self {
             Self::Host => Ok(()),
