@@ -85,7 +85,7 @@ pub(crate) const SLAB_BYTES_MAX: u64 = 64 << 20;
 pub(crate) const SMALL_PIECE_BYTES: usize = 64 << 10;
 
 /// Of how many such pieces in a chunk one kernel places them. A copy of its own costs each a few
-/// microseconds; what a first kernel costs is its compilation by the driver, and staging memory.
+/// microseconds; what a first kernel costs is the loading of its module, and staging memory.
 pub(crate) const PIECES_TOGETHER_MIN: usize = 6;
 
 /// Loads from this size on have torch reserve the memory of all their tensors in one piece.

@@ -1,5 +1,6 @@
 """Hosts that differ from the usual one, scaled down: a card that is nearly full, WSL2, expandable
-segments. Each case has a process of its own, with a simulated driver that is set for it.
+segments, other architectures. Each case has a process of its own, with a simulated driver that is
+set for it.
 """
 
 from __future__ import annotations
@@ -7,9 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from gpu import ALLOCATORS, NEEDS_SIMULATOR
 from oracle import Entry, write_raw
 from process import run_python
+from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,3 +161,40 @@ def test_expandable_segments(large: Path, allocator: str) -> None:
     """
     settings = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     run_python(script, large, allocator, env=settings)
+
+
+# Other architectures: most have machine code that ships.
+
+GPUS = {
+    "7.5": ("75", "13000", "cubin"),
+    "8.6": ("86", "13000", "cubin"),
+    "8.9": ("89", "12000", "cubin"),
+    "9.0": ("90", "13000", "cubin"),
+    "10.3": ("103", "13000", "cubin"),
+    "12.1": ("121", "13000", "cubin"),
+    "one that is not known": ("150", "13000", "ptx"),
+    "an old driver": ("80", "11080", "ptx"),
+}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_kernels_are_for_every_gpu(name: str, tmp_path: Path) -> None:
+    script = """
+        import sys, simulator, torch
+        from gpu import check
+        from oracle import STOCK
+        from safetensors_streaming import load_file
+        path, image = sys.argv[1:]
+        expected = STOCK.load_file(path)
+        check(load_file(path, "cuda"), expected)
+        cast = load_file(path, "cuda", dtype=torch.bfloat16)
+        check(cast, {name: tensor.bfloat16() for name, tensor in expected.items()})
+        counted = simulator.statistics()
+        assert counted["modules"] == {image: 1}, counted["modules"]
+        assert counted["kernels"] == {"cast": 1, "scatter": 1}, counted["kernels"]
+    """
+    capability, driver, image = GPUS[name]
+    path = tmp_path / "small.safetensors"
+    save_file({f"{number}": torch.linspace(-number, 9, 33) for number in range(12)}, path)
+    settings = {"SIMCUDA_CC": capability, "SIMCUDA_DRIVER": driver}
+    run_python(script, path, image, env=settings)

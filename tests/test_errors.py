@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-import trustme
 from error_calls import of_arguments, of_checkpoints
 from error_cases import AGAIN, Case, missing, of_bad_files, of_changes, of_memory, of_paths
 from gpu import NEEDS_SIMULATOR
@@ -123,6 +122,8 @@ def not_told_of_a_connection() -> list[str]:
 
 def not_told_of_a_certificate() -> list[str]:
     """Nobody vouches for the server."""
+    import trustme  # noqa: PLC0415 - where only the tests of a GPU run, there is none
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     with WebServer(lambda request: part(request, CONTENT), tls=context) as server:

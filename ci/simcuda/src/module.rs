@@ -1,12 +1,14 @@
-//! Modules: PTX text, read for its entries and the sizes of their parameters.
+//! Modules: PTX text or machine code, read for its entries and the sizes of their parameters.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CStr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::cubin;
 use crate::error::{Error, Outcome};
 use crate::kernel::{self, Kernel};
 use crate::settings::settings;
+use crate::statistics;
 
 /// A function of a module.
 pub(crate) struct Function {
@@ -28,7 +30,6 @@ struct Modules {
 
 const FIRST_HANDLE: usize = 0x7A00_0000;
 const HANDLE_STEP: usize = 16;
-const ELF: [u8; 4] = *b"\x7fELF";
 const FAT_BINARY: [u8; 4] = [0x50, 0xED, 0x55, 0xBA];
 
 fn modules() -> MutexGuard<'static, Modules> {
@@ -43,24 +44,34 @@ impl Modules {
     }
 }
 
-/// Loads an image, which must be PTX.
+/// Loads an image.
 ///
 /// # Safety
-/// `image` must point to a binary of at least four bytes or to a string that ends with a zero.
+/// `image` must point to an ELF file, to another binary of at least four bytes, or to a string that ends
+/// with a zero.
 pub(crate) unsafe fn load(image: *const u8) -> Outcome<usize> {
     if image.is_null() {
         return Err(Error::INVALID_VALUE);
     }
     // SAFETY: as above.
     let first = unsafe { CStr::from_ptr(image.cast()) };
-    if [ELF, FAT_BINARY].iter().any(|magic| first.to_bytes().starts_with(magic)) {
+    let entries = if first.to_bytes().starts_with(&cubin::MAGIC) {
+        // SAFETY: as above.
+        let file = unsafe { cubin::file(image) }?;
+        let entries = cubin::entries(file)?;
+        statistics::count_module("cubin");
+        entries
+    } else if first.to_bytes().starts_with(&FAT_BINARY) {
         return Err(Error::NO_BINARY_FOR_GPU);
-    }
-    let text = first.to_str().map_err(|_| Error::INVALID_IMAGE)?;
-    check_header(text)?;
+    } else {
+        let text = first.to_str().map_err(|_| Error::INVALID_IMAGE)?;
+        check_header(text)?;
+        statistics::count_module("ptx");
+        entries(text)
+    };
     let mut modules = modules();
     let handle = modules.handle();
-    modules.entries.insert(handle, entries(text));
+    modules.entries.insert(handle, entries);
     Ok(handle)
 }
 
@@ -82,7 +93,7 @@ pub(crate) fn find(module: usize, name: &str) -> Outcome<usize> {
         && kernel.sizes() != sizes
     {
         let built = kernel.sizes();
-        eprintln!("simcuda: parameters of {name}: PTX {sizes:?}, host build {built:?}");
+        eprintln!("simcuda: parameters of {name}: module {sizes:?}, host build {built:?}");
         std::process::abort();
     }
     let handle = modules.handle();

@@ -86,6 +86,7 @@ impl Usage {
 type Counts<K> = Mutex<BTreeMap<K, u64>>;
 static CALLS: Counts<&'static str> = Mutex::new(BTreeMap::new());
 static KERNELS: Counts<String> = Mutex::new(BTreeMap::new());
+static MODULES: Counts<&'static str> = Mutex::new(BTreeMap::new());
 
 fn locked<K>(counts: &Counts<K>) -> MutexGuard<'_, BTreeMap<K, u64>> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -113,10 +114,16 @@ pub(crate) fn count_kernel(name: &str) {
     }
 }
 
+/// Counts a module that was loaded, of that format.
+pub(crate) fn count_module(format: &'static str) {
+    *locked(&MODULES).entry(format).or_default() += 1;
+}
+
 /// All counters to zero, all peaks to what is live.
 pub(crate) fn clear() {
     locked(&CALLS).clear();
     locked(&KERNELS).clear();
+    locked(&MODULES).clear();
     [&TO_DEVICE, &TO_HOST, &ON_DEVICE, &PAGEABLE].into_iter().for_each(Copies::clear);
     violations::clear();
     memory::restart_peaks();
@@ -138,6 +145,7 @@ pub(crate) fn json() -> String {
     let _ = write!(text, "\"h2d\":{},\"d2h\":{},", TO_DEVICE.json(), TO_HOST.json());
     let _ = write!(text, "\"d2d\":{},\"pageable\":{},", ON_DEVICE.json(), PAGEABLE.json());
     let _ = write!(text, "\"kernels\":{},", object(&locked(&KERNELS)));
+    let _ = write!(text, "\"modules\":{},", object(&locked(&MODULES)));
     let Violations { count, texts } = violations::found();
     let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
     let _ = write!(text, "\"violations\":{{\"count\":{count},\"texts\":[{}]}}}}", texts.join(","));

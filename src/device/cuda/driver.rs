@@ -6,7 +6,9 @@ use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock};
 
-use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode as CaptureMode};
+use cudarc::driver::sys::{
+    self, CUdevice_attribute as Attribute, CUresult, CUstreamCaptureMode as CaptureMode,
+};
 
 use crate::device::cuda::facts::{Facts, node_of};
 use crate::device::cuda::kernels::Kernels;
@@ -19,8 +21,9 @@ const BUS_ID_BYTES: i32 = 16;
 const GPUS_MAX: usize = 64;
 
 /// Every function that is called. A driver that lacks one would make the binding panic.
-const SYMBOLS: [&str; 35] = [
+const SYMBOLS: [&str; 36] = [
     "cuInit",
+    "cuDriverGetVersion",
     "cuDeviceGet",
     "cuDeviceGetCount",
     "cuDeviceGetAttribute",
@@ -68,6 +71,20 @@ pub(crate) struct Gpu {
     kernels: OnceLock<std::result::Result<Kernels, String>>,
     /// Streams of ours that nobody has.
     pub(super) idle_streams: Mutex<Vec<sys::CUstream>>,
+}
+
+/// The compute capability of a GPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capability {
+    pub(super) major: i32,
+    pub(super) minor: i32,
+}
+
+impl Capability {
+    /// Whether machine code for another one runs here.
+    pub(super) fn runs_code_of(self, other: Self) -> bool {
+        self.major == other.major && self.minor >= other.minor
+    }
 }
 
 // SAFETY: a context is no thread's; the driver locks what it shares.
@@ -200,11 +217,29 @@ impl Gpu {
 
     /// Whether its memory is the host's, so that what the driver calls free says little.
     fn shares_host_memory(&self) -> Result<bool> {
+        Ok(self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0)
+    }
+
+    /// The driver's version of CUDA: a thousand times the major number, ten times the minor one.
+    pub(super) fn driver_version(&self) -> Result<i32> {
+        let mut version = 0;
+        // SAFETY: the target outlives the call.
+        let code = unsafe { sys::cuDriverGetVersion(&raw mut version) };
+        self.check("cuDriverGetVersion", code).map(|()| version)
+    }
+
+    /// What code it runs.
+    pub(super) fn capability(&self) -> Result<Capability> {
+        let major = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        Ok(Capability { major, minor })
+    }
+
+    fn attribute(&self, attribute: Attribute) -> Result<i32> {
         let mut value = 0;
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED;
         // SAFETY: the device is the driver's, the target outlives the call.
         let code = unsafe { sys::cuDeviceGetAttribute(&raw mut value, attribute, self.device) };
-        self.check("cuDeviceGetAttribute", code).map(|()| value != 0)
+        self.check("cuDeviceGetAttribute", code).map(|()| value)
     }
 
     /// The kernels, loaded when they are first wanted, or why this driver does not take them.

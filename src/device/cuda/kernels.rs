@@ -1,5 +1,5 @@
-//! The kernels that place small pieces and convert types, shipped as PTX that every driver since
-//! CUDA 11 compiles for its GPU.
+//! The kernels that place small pieces and convert types, shipped as machine code for the GPUs that there
+//! are, and as PTX that every driver since CUDA 11 compiles for others, in some 0.2 s.
 #![expect(unsafe_code, reason = "a kernel is called with untyped arguments")]
 
 use std::ffi::{CStr, c_void};
@@ -7,13 +7,35 @@ use std::ffi::{CStr, c_void};
 use cudarc::driver::sys;
 
 use crate::config::{PIECES_MAX, TABLE_BYTES};
-use crate::device::cuda::driver::Gpu;
+use crate::device::cuda::driver::{Capability, Gpu};
 use crate::device::cuda::stream::Stream;
 use crate::error::Result;
 use crate::format::Dtype;
 
 /// The text of `kernels/*.cu` as NVRTC made it, ended as C wants it.
 const PTX: &str = concat!(include_str!("../../../kernels/loader.ptx"), "\0");
+
+/// Machine code, aligned as an ELF file is.
+#[repr(C, align(16))]
+struct Cubin<Bytes: ?Sized>(Bytes);
+
+macro_rules! cubin {
+    ($name:literal) => {
+        &Cubin(*include_bytes!(concat!("../../../kernels/loader.", $name, ".cubin")))
+    };
+}
+
+/// The text assembled by `ci/kernels`, each for the GPUs of one major number whose minor one is no smaller.
+static CUBINS: [(Capability, &Cubin<[u8]>); 5] = [
+    (Capability { major: 7, minor: 5 }, cubin!("sm_75")),
+    (Capability { major: 8, minor: 0 }, cubin!("sm_80")),
+    (Capability { major: 9, minor: 0 }, cubin!("sm_90")),
+    (Capability { major: 10, minor: 0 }, cubin!("sm_100")),
+    (Capability { major: 12, minor: 0 }, cubin!("sm_120")),
+];
+
+/// The first driver of the assembler's major version: what an older one makes of its code is not said.
+const CUBINS_DRIVER_MIN: i32 = 12_000;
 
 const THREADS: u32 = 128;
 const BLOCKS_MAX: u32 = 1024;
@@ -92,13 +114,15 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 impl Kernels {
-    /// Gives the PTX to the driver, which compiles it (once; it keeps the result on disk).
+    /// Gives the driver machine code or, where there is none for this GPU and this driver, the PTX, which it compiles (once; it keeps the result on disk).
     pub(super) fn load(gpu: &Gpu) -> Result<Self> {
         let _entered = gpu.enter()?;
-        let mut module = std::ptr::null_mut();
-        // SAFETY: the text ends with a zero byte and outlives the call; a context is current.
-        let code = unsafe { sys::cuModuleLoadData(&raw mut module, PTX.as_ptr().cast()) };
-        gpu.check("cuModuleLoadData", code)?;
+        let (capability, version) = (gpu.capability()?, gpu.driver_version()?);
+        let assembled = CUBINS.iter().find(|(lowest, _)| capability.runs_code_of(*lowest));
+        let module = assembled
+            .filter(|_| version >= CUBINS_DRIVER_MIN)
+            .and_then(|(_, code)| module(gpu, &code.0).ok())
+            .map_or_else(|| module(gpu, PTX.as_bytes()), Ok)?;
         let named = |name| function(gpu, module, name);
         let (scatter, cast) = (named(c"scatter")?, named(c"cast")?);
         Ok(Self { scatter, cast, checksum: named(c"checksum")? })
@@ -177,6 +201,15 @@ unsafe fn start(
         )
     };
     stream.gpu().check("cuLaunchKernel", code)
+}
+
+/// Has the driver load an image: one of those above.
+fn module(gpu: &Gpu, image: &'static [u8]) -> Result<sys::CUmodule> {
+    let mut module = std::ptr::null_mut();
+    // SAFETY: machine code says how long it is, the text ends with a zero byte, and both outlive the call;
+    // a context is current.
+    let code = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
+    gpu.check("cuModuleLoadData", code).map(|()| module)
 }
 
 fn function(gpu: &Gpu, module: sys::CUmodule, name: &CStr) -> Result<sys::CUfunction> {

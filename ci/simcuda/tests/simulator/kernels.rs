@@ -137,6 +137,49 @@ scenario!(a_kernel_without_a_host_build_breaks_the_context [] {
     fails(driver!(cuCtxSynchronize()), Error::LAUNCH_FAILED);
 });
 
+const CUBINS: [&[u8]; 5] = [
+    include_bytes!("../../../../kernels/loader.sm_75.cubin"),
+    include_bytes!("../../../../kernels/loader.sm_80.cubin"),
+    include_bytes!("../../../../kernels/loader.sm_90.cubin"),
+    include_bytes!("../../../../kernels/loader.sm_100.cubin"),
+    include_bytes!("../../../../kernels/loader.sm_120.cubin"),
+];
+
+/// Which of the cubins this device and driver take, of 7.5, 8.0, 9.0, 10.0, 12.0.
+fn taken() -> [bool; 5] {
+    enter(0);
+    CUBINS.map(|cubin| {
+        let mut module = null_mut();
+        match Error(driver!(cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()))) {
+            Error::NO_BINARY_FOR_GPU => false,
+            code => {
+                ok(code.0);
+                let code =
+                    driver!(cuModuleGetFunction(&mut null_mut(), module, c"scatter".as_ptr()));
+                ok(code);
+                true
+            }
+        }
+    })
+}
+
+scenario!(machine_code_runs_on_its_own_major_architecture [CC = "89"] {
+    assert_eq!(taken(), [false, true, false, false, false]);
+    assert!(statistics().contains("\"modules\":{\"cubin\":1}"), "{}", statistics());
+});
+
+scenario!(machine_code_of_a_newer_architecture [CC = "121"] {
+    assert_eq!(taken(), [false, false, false, false, true]);
+});
+
+scenario!(machine_code_is_not_for_lesser_devices [CC = "72"] {
+    assert_eq!(taken(), [false; 5]);
+});
+
+scenario!(machine_code_can_be_too_new_for_a_driver [CC = "80", DRIVER = "11080"] {
+    assert_eq!(taken(), [false; 5]);
+});
+
 scenario!(ptx_can_be_too_new [DRIVER = "12080", CC = "80"] {
     enter(0);
     let variant = |from: &str, to: &str| Error(load(&PTX.replace(from, to)).0);
@@ -144,7 +187,6 @@ scenario!(ptx_can_be_too_new [DRIVER = "12080", CC = "80"] {
     assert_eq!(variant("7.0", "8.8"), Error::UNSUPPORTED_PTX_VERSION);
     assert_eq!(variant("sm_75", "sm_90a"), Error::NO_BINARY_FOR_GPU);
     assert_eq!(variant(".version", ".vers"), Error::INVALID_IMAGE);
-    assert_eq!(Error(load("\x7fELF...").0), Error::NO_BINARY_FOR_GPU);
     let (code, module) = load(PTX);
     ok(code);
     let code = driver!(cuModuleGetFunction(&mut null_mut(), module, c"other".as_ptr()));
