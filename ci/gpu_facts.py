@@ -7,14 +7,20 @@ import json
 import mmap
 import os
 import platform
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 MIB = 1 << 20
 DEVICE = "cuda:0"
+CACHED_BYTES = 1 << 30
+MADV_POPULATE_READ = 22  # since Linux 5.14; Python's mmap does not know it yet
+READ_ONLY = 0x08  # CU_MEMHOSTREGISTER_READ_ONLY
 #: Numbers of CUdevice_attribute.
 ATTRIBUTES = {
     "async_engine_count": 40,
@@ -112,6 +118,68 @@ def pinning(driver: ctypes.CDLL) -> None:
             tell(f"pin_huge_{huge}_touched_{touched}", pinned if code == 0 else f"error {code}")
 
 
+def straight_from_the_cache(driver: ctypes.CDLL) -> None:
+    """GB/s at which threads map, pin and copy a file's cached pages, a block after the other.
+
+    That would take no copy to a slot.
+    """
+    with tempfile.TemporaryFile(dir=".") as file:
+        for _ in range(CACHED_BYTES // MIB):
+            file.write(os.urandom(MIB))
+        file.flush()
+        for threads in (1, 2, 4, 8):
+            share = CACHED_BYTES // threads
+            jobs = [(driver, file.fileno(), share * thread, share) for thread in range(threads)]
+            began = time.perf_counter()
+            with ThreadPoolExecutor(threads) as pool:
+                done = list(pool.map(move_cached, jobs))
+            elapsed = time.perf_counter() - began
+            name = f"mapped_pinned_copied_by_{threads}_gb_per_second"
+            if refused := [one.refused for one in done if one.refused]:
+                tell(name, f"error {refused[0]}")
+                continue
+            spent = {step: sum(one.seconds[step] for one in done) for step in done[0].seconds}
+            rates = {step: CACHED_BYTES / seconds / 1e9 for step, seconds in spent.items()}
+            tell(name, {"all": CACHED_BYTES / elapsed / 1e9, "each_by_a_thread": rates})
+
+
+class Moved(NamedTuple):
+    """What a thread spent on each step, and the driver's refusal."""
+
+    seconds: dict[str, float]
+    refused: int
+
+
+def move_cached(job: tuple[ctypes.CDLL, int, int, int]) -> Moved:
+    """Copies a part of a file to the GPU out of the page cache."""
+    driver, file, start, size = job
+    block = 16 * MIB
+    seconds, refused = dict.fromkeys(("map", "pin", "copy", "unpin"), 0.0), 0
+    stream: Any = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
+    target = torch.empty(block, dtype=torch.uint8, device=DEVICE)
+    to, handle = ctypes.c_uint64(target.data_ptr()), ctypes.c_void_p(stream.cuda_stream)
+    with mmap.mmap(file, size, prot=mmap.PROT_READ, offset=start) as area:
+        view = np.frombuffer(area, np.uint8)
+        for offset in range(0, size, block):
+            address, length = ctypes.c_void_p(view.ctypes.data + offset), ctypes.c_size_t(block)
+            times = [time.perf_counter()]
+            area.madvise(MADV_POPULATE_READ, offset, block)
+            times.append(time.perf_counter())
+            refused = driver.cuMemHostRegister_v2(address, length, READ_ONLY)
+            if refused:
+                break
+            times.append(time.perf_counter())
+            driver.cuMemcpyHtoDAsync_v2(to, address, length, handle)
+            stream.synchronize()
+            times.append(time.perf_counter())
+            driver.cuMemHostUnregister(address)
+            times.append(time.perf_counter())
+            for step, began, ended in zip(seconds, times, times[1:], strict=False):
+                seconds[step] += ended - began
+        del view  # else the mapping cannot be closed
+    return Moved(seconds, refused)
+
+
 def main() -> None:
     """Prints everything."""
     driver: Any = ctypes.CDLL("libcuda.so.1")
@@ -124,6 +192,7 @@ def main() -> None:
         tell(f"link_{mebibytes}_mib_gb_per_second", rate(copies, mebibytes * MIB, stream))
     call_costs(driver, stream)
     pinning(driver)
+    straight_from_the_cache(driver)
 
 
 if __name__ == "__main__":
