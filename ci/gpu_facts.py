@@ -123,6 +123,8 @@ def straight_from_the_cache(driver: ctypes.CDLL) -> None:
 
     That would take no copy to a slot.
     """
+    context = ctypes.c_void_p()
+    driver.cuCtxGetCurrent(ctypes.byref(context))
     with tempfile.TemporaryFile(dir=".") as file:
         for _ in range(CACHED_BYTES // MIB):
             file.write(os.urandom(MIB))
@@ -131,7 +133,7 @@ def straight_from_the_cache(driver: ctypes.CDLL) -> None:
             share = CACHED_BYTES // threads
             jobs = [(driver, file.fileno(), share * thread, share) for thread in range(threads)]
             began = time.perf_counter()
-            with ThreadPoolExecutor(threads) as pool:
+            with ThreadPoolExecutor(threads, "moving", driver.cuCtxSetCurrent, (context,)) as pool:
                 done = list(pool.map(move_cached, jobs))
             elapsed = time.perf_counter() - began
             name = f"mapped_pinned_copied_by_{threads}_gb_per_second"
