@@ -331,3 +331,27 @@ def test_a_stream_that_is_open_over_a_fork(path: Path, allocator: str) -> None:
         check(dict(sorted(taken.items())), STOCK.load_file(sys.argv[1]))
     """
     run_python(script, path, allocator)
+
+
+def test_a_loop_that_is_read_ahead_over_a_fork(large: Path) -> None:
+    """Children drop it; they load to the CPU, and the parent's loop goes on."""
+    script = """
+        import sys
+        from gpu import check
+        from oracle import STOCK
+        from refusal import in_a_child, is_fit_for_the_cpu
+        from safetensors_streaming import safe_open
+        handle = safe_open(sys.argv[1], "pt", "cuda")
+        expected, taken = STOCK.load_file(sys.argv[1]), {}
+
+        def dropped_there():
+            handle.__exit__(None, None, None)
+            is_fit_for_the_cpu(sys.argv[1])
+
+        for number, name in enumerate(expected):
+            taken[name] = handle.get_tensor(name)
+            if number % 6 == 2:
+                in_a_child(dropped_there)
+        check(taken, expected)
+    """
+    run_python(script, large)

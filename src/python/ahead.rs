@@ -3,12 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::rc::Rc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, never, unbounded};
 use pyo3::exceptions::PyInterruptedError;
 use pyo3::prelude::*;
 
@@ -164,11 +165,13 @@ impl Ahead {
         Ok(take(py, &self.made, target)?)
     }
 
-    /// Ends the load, if it goes on yet, and tells how it ended; once.
+    /// Ends the load, if it goes on yet, and tells how it ended; once, and only in its own process.
     pub(crate) fn finish(&mut self, py: Python<'_>) -> Option<Result<Report>> {
+        if !self.is_of_this_process() {
+            return None;
+        }
         self.end();
-        let thread = self.thread.take().filter(|_| self.is_of_this_process());
-        if let Some(thread) = thread {
+        if let Some(thread) = self.thread.take() {
             // It waits for what is in flight; others may need the interpreter for that to end.
             let _ended = py.detach(|| thread.join());
             for event in self.events.try_iter() {
@@ -180,9 +183,9 @@ impl Ahead {
         self.outcome.take()
     }
 
-    /// Lets the thread end, unless it was forked from: a child must not ring its parent's bell.
+    /// Lets the thread end.
     fn end(&mut self) {
-        if let Some(memory) = self.memory.take().filter(|_| self.is_of_this_process()) {
+        if let Some(memory) = self.memory.take() {
             // A thread that has ended before needs no telling.
             let _sent = memory.send(Provision::End);
         }
@@ -232,6 +235,12 @@ impl Ahead {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
+        if !self.is_of_this_process() {
+            // Its channels may be in the middle of something.
+            let events = std::mem::replace(&mut self.events, never());
+            let _left = ManuallyDrop::new((self.memory.take(), events));
+            return;
+        }
         self.end();
         // Without an interpreter, at its end, the thread ends with the process.
         let _outcome = Python::try_attach(|py| self.finish(py));
