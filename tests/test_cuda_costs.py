@@ -61,7 +61,7 @@ def test_small_tensors_share_a_copy_and_a_launch(tmp_path: Path) -> None:
 def test_a_few_small_tensors_ask_for_no_kernel(
     tmp_path: Path, count: int, copies: int, kernels: dict[str, int]
 ) -> None:
-    """As a layer of a language model has: the driver would compile it first."""
+    """As a layer of a language model has: its module would have to be loaded first."""
     entries = {f"t{i}": Entry("F16", [32]) for i in range(count)}
     path = write_raw(tmp_path / "few.safetensors", entries)
     simulator.reset()

@@ -165,36 +165,58 @@ def test_expandable_segments(large: Path, allocator: str) -> None:
 
 # Other architectures: most have machine code that ships.
 
+KERNELS = """
+    import sys, simulator, torch
+    from gpu import check
+    from oracle import STOCK
+    from safetensors_streaming import load_file
+    path, *images = sys.argv[1:]
+    expected = STOCK.load_file(path)
+    check(load_file(path, "cuda"), expected)
+    cast = load_file(path, "cuda", dtype=torch.bfloat16)
+    check(cast, {name: tensor.bfloat16() for name, tensor in expected.items()})
+    counted = simulator.statistics()
+    assert counted["modules"] == dict.fromkeys(images, 1), counted["modules"]
+    assert counted["kernels"] == ({"cast": 1, "scatter": 1} if images else {}), counted["kernels"]
+"""
+#: What the driver is asked for; each is asked for once, and taken.
 GPUS = {
     "7.5": ("75", "13000", "cubin"),
     "8.6": ("86", "13000", "cubin"),
     "8.9": ("89", "12000", "cubin"),
     "9.0": ("90", "13000", "cubin"),
     "10.3": ("103", "13000", "cubin"),
-    "12.1": ("121", "13000", "cubin"),
+    "12.0": ("120", "13000", "cubin"),
+    "in one chip with a processor": ("87", "13000", "ptx"),
+    "another one of those": ("121", "13000", "ptx"),
     "one that is not known": ("150", "13000", "ptx"),
     "an old driver": ("80", "11080", "ptx"),
 }
+#: Calls that fail once: what is loaded then, and how many modules are asked for.
+REFUSED = {
+    "cuModuleLoadData:1:209": (["ptx"], 2),
+    "cuModuleGetFunction:1:209": (["cubin", "ptx"], 2),
+    "cuModuleGetFunction:3:500": (["cubin", "ptx"], 2),
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.safetensors"
+    save_file({f"{number}": torch.linspace(-number, 9, 33) for number in range(12)}, path)
+    return path
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_kernels_are_for_every_gpu(name: str, tmp_path: Path) -> None:
-    script = """
-        import sys, simulator, torch
-        from gpu import check
-        from oracle import STOCK
-        from safetensors_streaming import load_file
-        path, image = sys.argv[1:]
-        expected = STOCK.load_file(path)
-        check(load_file(path, "cuda"), expected)
-        cast = load_file(path, "cuda", dtype=torch.bfloat16)
-        check(cast, {name: tensor.bfloat16() for name, tensor in expected.items()})
-        counted = simulator.statistics()
-        assert counted["modules"] == {image: 1}, counted["modules"]
-        assert counted["kernels"] == {"cast": 1, "scatter": 1}, counted["kernels"]
-    """
+def test_kernels_are_for_every_gpu(name: str, small: Path) -> None:
     capability, driver, image = GPUS[name]
-    path = tmp_path / "small.safetensors"
-    save_file({f"{number}": torch.linspace(-number, 9, 33) for number in range(12)}, path)
+    asked = 'assert counted["calls"]["cuModuleLoadData"] == 1, counted["calls"]'
     settings = {"SIMCUDA_CC": capability, "SIMCUDA_DRIVER": driver}
-    run_python(script, path, image, env=settings)
+    run_python(f"{KERNELS}    {asked}", small, image, env=settings)
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_kernels_are_compiled_where_the_driver_refuses_them(fault: str, small: Path) -> None:
+    images, asked = REFUSED[fault]
+    count = f'assert counted["calls"]["cuModuleLoadData"] == {asked}, counted["calls"]'
+    run_python(f"{KERNELS}    {count}", small, *images, env={"SIMCUDA_FAIL": fault})

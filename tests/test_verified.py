@@ -11,6 +11,7 @@ import simulator
 import torch
 from gpu import ALLOCATORS, NEEDS_GPU, NEEDS_SIMULATOR, check
 from oracle import DTYPES, STOCK, Entry, by_stock, evict, flip, same, shards, write_raw
+from process import run_python
 from safetensors import SafetensorError
 from safetensors_streaming import last_report, load_checkpoint, load_file
 
@@ -195,6 +196,17 @@ class TestOnAGpu:
         path = write_raw(tmp_path / "types.safetensors", entries, misalign=misalign)
         loaded = load_file(path, "cuda", allocator=allocator, verify="device")
         check(loaded, STOCK.load_file(path))
+
+    def test_with_nothing_compiled_by_the_driver(self, sample: Path) -> None:
+        """The kernels ship as machine code; without any there is no sum of what arrives."""
+        if torch.cuda.get_device_properties(0).is_integrated:
+            pytest.skip("a GPU in one chip with a processor")
+        script = """
+            import sys
+            from safetensors_streaming import load_file
+            load_file(sys.argv[1], "cuda", verify="device")
+        """
+        run_python(script, sample, env={"CUDA_DISABLE_PTX_JIT": "1"})
 
     def test_what_arrives_of_shards(self, checkpoint: Path) -> None:
         loaded = load_checkpoint(checkpoint, "cuda", verify="device")

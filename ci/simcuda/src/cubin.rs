@@ -11,7 +11,14 @@ pub(crate) const MAGIC: [u8; 4] = *b"\x7fELF";
 
 const HEADER_BYTES: usize = 64;
 const SECTION_BYTES: usize = 64;
-const MACHINE_CUDA: usize = 190;
+
+/// What the header must say: at, bytes, number. 64 bits, low bytes first, to be run, for a GPU, and sections
+/// of the known size.
+const HEADER: [(usize, usize, usize); 5] =
+    [(4, 1, 2), (5, 1, 1), (16, 2, 2), (18, 2, 190), (58, 2, SECTION_BYTES)];
+
+/// More than any file has: a number in a header that says so is wrong.
+const FILE_BYTES_MAX: usize = 16 << 20;
 
 /// A section without bytes in the file.
 const NO_BITS: usize = 8;
@@ -20,7 +27,8 @@ const NO_BITS: usize = 8;
 const SIZED: u8 = 4;
 
 /// The record that tells of one parameter, and where its size is: the upper bits of its last word.
-const PARAMETER: u8 = 0x17;
+const PARAMETER: usize = 0x17;
+const PARAMETER_BYTES: usize = 12;
 const SIZE_SHIFT: usize = 18;
 
 /// The first driver that is said to take code of the assemblers in use here.
@@ -38,6 +46,12 @@ struct Section<'file> {
     content: &'file [u8],
 }
 
+/// Where a stretch of a file ends.
+fn end(start: usize, bytes: usize) -> Outcome<usize> {
+    let end = start.checked_add(bytes).filter(|&end| end <= FILE_BYTES_MAX);
+    end.ok_or(Error::INVALID_IMAGE)
+}
+
 /// The whole of a file, by what its header and its table of sections say.
 ///
 /// # Safety
@@ -45,18 +59,23 @@ struct Section<'file> {
 pub(crate) unsafe fn file(image: *const u8) -> Outcome<&'static [u8]> {
     // SAFETY: a file is no shorter than its header.
     let header = unsafe { std::slice::from_raw_parts(image, HEADER_BYTES) };
+    for (at, width, expected) in HEADER {
+        if number(header, at, width)? != expected {
+            return Err(Error::INVALID_IMAGE);
+        }
+    }
     let (table, count) = (number(header, 40, 8)?, number(header, 60, 2)?);
-    let table_end = table + count * SECTION_BYTES;
+    let table_end = end(table, count * SECTION_BYTES)?;
     // SAFETY: the header says that the table is there.
     let bytes = unsafe { std::slice::from_raw_parts(image, table_end) };
-    let mut end = table_end;
+    let mut whole = table_end;
     for at in (table..table_end).step_by(SECTION_BYTES) {
         if number(bytes, at + 4, 4)? != NO_BITS {
-            end = end.max(number(bytes, at + 24, 8)? + number(bytes, at + 32, 8)?);
+            whole = whole.max(end(number(bytes, at + 24, 8)?, number(bytes, at + 32, 8)?)?);
         }
     }
     // SAFETY: the table says that the sections are there.
-    Ok(unsafe { std::slice::from_raw_parts(image, end) })
+    Ok(unsafe { std::slice::from_raw_parts(image, whole) })
 }
 
 /// The kernels of a file, each with the sizes of its parameters.
@@ -73,20 +92,20 @@ pub(crate) fn entries(file: &[u8]) -> Outcome<HashMap<String, Vec<usize>>> {
         .collect()
 }
 
-/// Code runs on GPUs of its own major number whose minor one is no smaller.
+/// Code runs on cards of its own major number whose minor one is no smaller. Code with features of one
+/// architecture alone, and all code for GPUs in one chip with a processor, runs there alone.
 fn check_architecture(file: &[u8]) -> Outcome {
-    if number(file, 18, 2)? != MACHINE_CUDA {
-        return Err(Error::INVALID_IMAGE);
-    }
     let flags = number(file, 48, 4)?;
-    let built_for = match number(file, 8, 1)? {
-        7 => flags & 0xFF,
-        8 => flags >> 8 & 0xFF,
+    let (built_for, alone) = match number(file, 8, 1)? {
+        7 => (flags & 0xFF, flags & 0x800 != 0),
+        8 => (flags >> 8 & 0xFF, flags & 0x8 != 0),
         _ => return Err(Error::INVALID_IMAGE),
     };
     let built_for = i32::try_from(built_for).map_err(|_| Error::INVALID_IMAGE)?;
     let device = settings().compute_capability;
-    let fits = built_for / 10 == device / 10 && built_for <= device;
+    let compatible = !alone && !settings().is_integrated();
+    let fits =
+        built_for == device || (compatible && built_for / 10 == device / 10 && built_for <= device);
     if fits && settings().driver_version >= DRIVER_MIN {
         Ok(())
     } else {
@@ -122,7 +141,10 @@ fn parameters(records: &[u8]) -> Outcome<Vec<usize>> {
     while at < records.len() {
         let (format, attribute) = (records[at], number(records, at + 1, 1)?);
         let bytes = if format == SIZED { number(records, at + 2, 2)? } else { 0 };
-        if format == SIZED && attribute == usize::from(PARAMETER) {
+        if format == SIZED && attribute == PARAMETER {
+            if bytes != PARAMETER_BYTES {
+                return Err(Error::INVALID_IMAGE);
+            }
             let (ordinal, word) = (number(records, at + 8, 2)?, number(records, at + 12, 4)?);
             found.push((ordinal, word >> SIZE_SHIFT));
         }

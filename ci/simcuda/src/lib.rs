@@ -12,8 +12,9 @@
 //! | `SIMCUDA_DEVICES` | number of devices (1); 0: `cuInit` gives 100 |
 //! | `SIMCUDA_STUB` | 1: `cuInit` gives 34, as a toolkit's stub library does (0) |
 //! | `SIMCUDA_MEM` | bytes of memory a device has (4 GiB); more gives error 2 |
-//! | `SIMCUDA_CC` | compute capability times ten (90) |
+//! | `SIMCUDA_CC` | compute capability times ten (90); also decides whether devices are integrated |
 //! | `SIMCUDA_DRIVER` | CUDA version of the driver (13000); decides which PTX it takes, and whether machine code |
+//! | `CUDA_DISABLE_PTX_JIT` | 1: PTX is refused, as by a real driver (0) |
 //! | `SIMCUDA_H2D_GBPS`, `SIMCUDA_D2H_GBPS` | rate of the copy engine of a direction, 10⁹ bytes/s (0: infinite) |
 //! | `SIMCUDA_COPY_US` | latency of each copy (0) |
 //! | `SIMCUDA_KERNEL_US` | duration of each kernel (0) |

@@ -118,6 +118,9 @@ fn check_header(text: &str) -> Outcome {
         let lines = text.lines().map(str::trim);
         lines.filter_map(|line| line.strip_prefix(name)).map(str::trim).next()
     };
+    if !settings().compiles {
+        return Err(Error::JIT_COMPILATION_DISABLED);
+    }
     let version = directive(".version ").ok_or(Error::INVALID_IMAGE)?;
     let (major, minor) = version.split_once('.').ok_or(Error::INVALID_PTX)?;
     let version = (number(major)?, number(minor)?);

@@ -15,6 +15,7 @@ pub(crate) struct Settings {
     pub(crate) device_bytes: usize,
     pub(crate) compute_capability: i32,
     pub(crate) driver_version: i32,
+    pub(crate) compiles: bool,
     pub(crate) to_device_gbps: f64,
     pub(crate) to_host_gbps: f64,
     pub(crate) copy_latency: Duration,
@@ -34,6 +35,16 @@ pub(crate) struct Settings {
 /// The largest number of devices that can be simulated.
 pub(crate) const DEVICES_MAX: usize = 16;
 
+/// Compute capabilities of GPUs that sit in one chip with a processor.
+const INTEGRATED: [i32; 5] = [72, 87, 101, 110, 121];
+
+impl Settings {
+    /// Whether devices are of that kind.
+    pub(crate) fn is_integrated(&self) -> bool {
+        INTEGRATED.contains(&self.compute_capability)
+    }
+}
+
 /// The settings of this process.
 pub(crate) fn settings() -> &'static Settings {
     static SETTINGS: OnceLock<Settings> = OnceLock::new();
@@ -43,6 +54,7 @@ pub(crate) fn settings() -> &'static Settings {
         device_bytes: number("SIMCUDA_MEM", 4 << 30),
         compute_capability: number("SIMCUDA_CC", 90),
         driver_version: number("SIMCUDA_DRIVER", 13000),
+        compiles: !flag("CUDA_DISABLE_PTX_JIT", false),
         to_device_gbps: number("SIMCUDA_H2D_GBPS", 0.0),
         to_host_gbps: number("SIMCUDA_D2H_GBPS", 0.0),
         copy_latency: microseconds("SIMCUDA_COPY_US"),

@@ -81,7 +81,7 @@ pub(super) struct Capability {
 }
 
 impl Capability {
-    /// Whether machine code for another one runs here.
+    /// Whether machine code for another one runs here, as far as these numbers tell.
     pub(super) fn runs_code_of(self, other: Self) -> bool {
         self.major == other.major && self.minor >= other.minor
     }
@@ -203,7 +203,7 @@ impl Gpu {
     pub(crate) fn check_room(&self, wanted: u64, cached: u64) -> Result<()> {
         let (free, total) = self.memory()?;
         let free = free + cached;
-        if wanted <= free || self.shares_host_memory()? {
+        if wanted <= free || self.is_integrated()? {
             return Ok(());
         }
         Err(Error::DeviceMemory { ordinal: self.ordinal, wanted, free, total })
@@ -215,8 +215,9 @@ impl Gpu {
         Error::DeviceMemory { ordinal: self.ordinal, wanted, free, total }
     }
 
-    /// Whether its memory is the host's, so that what the driver calls free says little.
-    fn shares_host_memory(&self) -> Result<bool> {
+    /// Whether it sits in one chip with the processor. Then its memory is the host's, and what the driver
+    /// calls free says little.
+    pub(super) fn is_integrated(&self) -> Result<bool> {
         Ok(self.attribute(Attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED)? != 0)
     }
 

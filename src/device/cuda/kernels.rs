@@ -1,5 +1,5 @@
-//! The kernels that place small pieces and convert types, shipped as machine code for the GPUs that there
-//! are, and as PTX that every driver since CUDA 11 compiles for others, in some 0.2 s.
+//! The kernels that place small pieces and convert types, shipped as machine code for most GPUs, and as
+//! PTX, which every driver since CUDA 11 compiles for the others.
 #![expect(unsafe_code, reason = "a kernel is called with untyped arguments")]
 
 use std::ffi::{CStr, c_void};
@@ -25,7 +25,8 @@ macro_rules! cubin {
     };
 }
 
-/// The text assembled by `ci/kernels`, each for the GPUs of one major number whose minor one is no smaller.
+/// The text assembled by `ci/kernels`, each for the GPUs of one major number whose minor one is no
+/// smaller; such code is promised to run on cards, not on what sits in one chip with the processor.
 static CUBINS: [(Capability, &Cubin<[u8]>); 5] = [
     (Capability { major: 7, minor: 5 }, cubin!("sm_75")),
     (Capability { major: 8, minor: 0 }, cubin!("sm_80")),
@@ -34,7 +35,8 @@ static CUBINS: [(Capability, &Cubin<[u8]>); 5] = [
     (Capability { major: 12, minor: 0 }, cubin!("sm_120")),
 ];
 
-/// The first driver of the assembler's major version: what an older one makes of its code is not said.
+/// The first driver of the assembler's major version; what an older one makes of its code is not
+/// promised.
 const CUBINS_DRIVER_MIN: i32 = 12_000;
 
 const THREADS: u32 = 128;
@@ -114,15 +116,22 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 impl Kernels {
-    /// Gives the driver machine code or, where there is none for this GPU and this driver, the PTX, which it compiles (once; it keeps the result on disk).
+    /// Gives the driver machine code or, where there is none for this GPU and this driver or it is
+    /// refused, the PTX, which the driver compiles (once; it keeps the result on disk).
     pub(super) fn load(gpu: &Gpu) -> Result<Self> {
         let _entered = gpu.enter()?;
-        let (capability, version) = (gpu.capability()?, gpu.driver_version()?);
-        let assembled = CUBINS.iter().find(|(lowest, _)| capability.runs_code_of(*lowest));
-        let module = assembled
-            .filter(|_| version >= CUBINS_DRIVER_MIN)
-            .and_then(|(_, code)| module(gpu, &code.0).ok())
-            .map_or_else(|| module(gpu, PTX.as_bytes()), Ok)?;
+        let assembled = machine_code(gpu).ok().flatten();
+        let loaded = assembled.and_then(|code| Self::of(gpu, code).ok());
+        loaded.map_or_else(|| Self::of(gpu, PTX.as_bytes()), Ok)
+    }
+
+    /// Of an image, one of those above. A module that lacks a kernel stays loaded.
+    fn of(gpu: &Gpu, image: &'static [u8]) -> Result<Self> {
+        let mut module = std::ptr::null_mut();
+        // SAFETY: machine code says how long it is, the text ends with a zero byte, and both outlive
+        // the call; a context is current.
+        let code = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
+        gpu.check("cuModuleLoadData", code)?;
         let named = |name| function(gpu, module, name);
         let (scatter, cast) = (named(c"scatter")?, named(c"cast")?);
         Ok(Self { scatter, cast, checksum: named(c"checksum")? })
@@ -203,13 +212,14 @@ unsafe fn start(
     stream.gpu().check("cuLaunchKernel", code)
 }
 
-/// Has the driver load an image: one of those above.
-fn module(gpu: &Gpu, image: &'static [u8]) -> Result<sys::CUmodule> {
-    let mut module = std::ptr::null_mut();
-    // SAFETY: machine code says how long it is, the text ends with a zero byte, and both outlive the call;
-    // a context is current.
-    let code = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
-    gpu.check("cuModuleLoadData", code).map(|()| module)
+/// The machine code that a GPU and its driver are promised to take.
+fn machine_code(gpu: &Gpu) -> Result<Option<&'static [u8]>> {
+    if gpu.is_integrated()? || gpu.driver_version()? < CUBINS_DRIVER_MIN {
+        return Ok(None);
+    }
+    let capability = gpu.capability()?;
+    let fitting = CUBINS.iter().find(|(lowest, _)| capability.runs_code_of(*lowest));
+    Ok(fitting.map(|(_, code)| &code.0))
 }
 
 fn function(gpu: &Gpu, module: sys::CUmodule, name: &CStr) -> Result<sys::CUfunction> {

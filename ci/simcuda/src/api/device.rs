@@ -46,6 +46,7 @@ const ATTRIBUTES: [(c_int, c_int); 31] = [
 
 fn attribute(number: c_int, device: usize) -> c_int {
     match number {
+        18 => c_int::from(settings().is_integrated()),
         33 => device as c_int + 1, // PCI bus
         75 => settings().compute_capability / 10,
         76 => settings().compute_capability % 10,

@@ -150,25 +150,68 @@ fn taken() -> [bool; 5] {
     enter(0);
     CUBINS.map(|cubin| {
         let mut module = null_mut();
-        match Error(driver!(cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()))) {
-            Error::NO_BINARY_FOR_GPU => false,
-            code => {
-                ok(code.0);
-                let code =
-                    driver!(cuModuleGetFunction(&mut null_mut(), module, c"scatter".as_ptr()));
-                ok(code);
-                true
-            }
+        let code = driver!(cuModuleLoadData(&raw mut module, cubin.as_ptr().cast()));
+        if Error(code) == Error::NO_BINARY_FOR_GPU {
+            return false;
         }
+        ok(code);
+        ok(driver!(cuModuleGetFunction(&mut null_mut(), module, c"scatter".as_ptr())));
+        true
     })
 }
+
+/// What comes of the machine code for 9.0 with some of its bytes changed.
+fn changed(at: usize, bytes: &[u8]) -> Error {
+    let mut cubin = CUBINS[2].to_vec();
+    assert_ne!(&cubin[at..at + bytes.len()], bytes);
+    cubin[at..at + bytes.len()].copy_from_slice(bytes);
+    Error(driver!(cuModuleLoadData(&mut null_mut(), cubin.as_ptr().cast())))
+}
+
+scenario!(machine_code_that_is_damaged [CC = "90"] {
+    enter(0);
+    let table = usize::try_from(u64::from_le_bytes(CUBINS[2][40..48].try_into().unwrap())).unwrap();
+    for (at, bytes) in [
+        (4, &[1][..]),                          // 32 bits
+        (5, &[2]),                              // high bytes first
+        (8, &[9]),                              // another ABI
+        (16, &[1]),                             // to be linked
+        (18, &[62]),                            // for a processor
+        (40, &(1_u64 << 48).to_le_bytes()),     // where the sections' table is
+        (40, &u64::MAX.to_le_bytes()),
+        (58, &[1]),                             // a section's entry
+        (62, &[0xFF, 0xFF]),                    // where the names are
+        (table + 64 + 32, &[0xFF; 8]),          // bytes of the first section
+    ] {
+        assert_eq!(changed(at, bytes), Error::INVALID_IMAGE, "{at} {bytes:?}");
+    }
+    assert_eq!(changed(48, &[80]), Error::NO_BINARY_FOR_GPU);
+});
+
+scenario!(machine_code_with_features_of_one_architecture [CC = "91"] {
+    enter(0);
+    assert_eq!(changed(49, &[CUBINS[2][49] | 0x08]), Error::NO_BINARY_FOR_GPU);
+    assert_eq!(taken(), [false, false, true, false, false]);
+});
+
+scenario!(machine_code_for_what_is_in_one_chip_with_a_processor [CC = "87"] {
+    assert_eq!(taken(), [false; 5]);
+});
+
+scenario!(ptx_that_may_not_be_compiled [] {
+    // SAFETY: the only thread that reads the environment is this one.
+    unsafe { env::set_var("CUDA_DISABLE_PTX_JIT", "1") };
+    enter(0);
+    assert_eq!(Error(load(PTX).0), Error::JIT_COMPILATION_DISABLED);
+    assert_eq!(taken(), [false, false, true, false, false]);
+});
 
 scenario!(machine_code_runs_on_its_own_major_architecture [CC = "89"] {
     assert_eq!(taken(), [false, true, false, false, false]);
     assert!(statistics().contains("\"modules\":{\"cubin\":1}"), "{}", statistics());
 });
 
-scenario!(machine_code_of_a_newer_architecture [CC = "121"] {
+scenario!(machine_code_of_a_newer_architecture [CC = "120"] {
     assert_eq!(taken(), [false, false, false, false, true]);
 });
 
