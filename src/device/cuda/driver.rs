@@ -73,20 +73,6 @@ pub(crate) struct Gpu {
     pub(super) idle_streams: Mutex<Vec<sys::CUstream>>,
 }
 
-/// The compute capability of a GPU.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Capability {
-    pub(super) major: i32,
-    pub(super) minor: i32,
-}
-
-impl Capability {
-    /// Whether machine code for another one runs here, as far as these numbers tell.
-    pub(super) fn runs_code_of(self, other: Self) -> bool {
-        self.major == other.major && self.minor >= other.minor
-    }
-}
-
 // SAFETY: a context is no thread's; the driver locks what it shares.
 unsafe impl Send for Gpu {}
 // SAFETY: as above.
@@ -251,6 +237,20 @@ impl Gpu {
 
     pub(super) fn check(&self, what: &'static str, code: CUresult) -> Result<()> {
         check(self.ordinal, what, code)
+    }
+}
+
+/// The compute capability of a GPU.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capability {
+    pub(super) major: i32,
+    pub(super) minor: i32,
+}
+
+impl Capability {
+    /// Whether machine code for another one runs here, as far as these numbers tell.
+    pub(super) fn runs_code_of(self, other: Self) -> bool {
+        self.major == other.major && self.minor >= other.minor
     }
 }
 
