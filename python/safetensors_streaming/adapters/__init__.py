@@ -52,9 +52,9 @@ def _of(name: str) -> Callable[[], list[Replacement]]:
 
 
 ADAPTERS = (
-    Adapter("transformers", "transformers.modeling_utils", "5.17", "5.24", _of("transformers")),
+    Adapter("transformers", "transformers.modeling_utils", "5.17", "5.25", _of("transformers")),
     Adapter(
-        "transformers", "transformers.pipelines", "5.17", "5.24", _of("transformers_pipelines")
+        "transformers", "transformers.pipelines", "5.17", "5.25", _of("transformers_pipelines")
     ),
     Adapter("diffusers", "diffusers.models.modeling_utils", "0.42", "0.43", _of("diffusers")),
     Adapter(
