@@ -1,5 +1,6 @@
 //! Every tunable with its default, limit and unit. Nothing else reads the environment.
 
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -181,7 +182,7 @@ pub(crate) const PLANNED_WINDOW_BYTES: u64 = 64 << 20;
 pub(crate) const AHEAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes that the read-ahead of a cold mapping asks for at a time.
-pub(crate) const READ_AHEAD_BYTES: usize = 4 << 20;
+pub(crate) const READ_AHEAD_BYTES: u64 = 4 << 20;
 
 /// Below this rate a disk counts as slow, and what is read from it is worth keeping in the cache.
 pub(crate) const SLOW_DISK_BYTES_PER_SECOND: u64 = 1 << 30;
@@ -277,24 +278,37 @@ pub(crate) fn alone_bytes_max() -> u64 {
     slots as u64 * SLOT_BYTES as u64
 }
 
-/// Bytes of memory that can be had without swapping, the container's limit counted.
+/// Bytes of memory that can be had without swapping, the limits of its container counted.
 pub(crate) fn memory_available_bytes() -> u64 {
-    let host = small_file("/proc/meminfo").and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-    });
-    let limit = |limit: &str, usage: &str| {
-        let limit: u64 = small_file(limit)?.trim().parse().ok()?;
-        let usage: u64 = small_file(usage)?.trim().parse().ok()?;
-        Some(limit.saturating_sub(usage))
+    let host = small_file("/proc/meminfo")
+        .and_then(|text| Some(number_of(&text, "MemAvailable:")? * 1024));
+    host.unwrap_or(u64::MAX).min(group_available_bytes(Path::new("/sys/fs/cgroup")))
+}
+
+/// What the control groups that this process sees leave it. What they hold of files in the page cache
+/// counts as left: the kernel drops that first.
+fn group_available_bytes(root: &Path) -> u64 {
+    let left = |folder: &Path, limit: &str, usage: &str, files: [&str; 2]| -> Option<u64> {
+        let number = |name: &str| small_file(folder.join(name))?.trim().parse::<u64>().ok();
+        let (limit, usage) = (number(limit)?, number(usage)?);
+        let counted = small_file(folder.join("memory.stat")).unwrap_or_default();
+        let cached: u64 = files.into_iter().filter_map(|name| number_of(&counted, name)).sum();
+        Some(limit.saturating_sub(usage.saturating_sub(cached)))
     };
-    let group = limit("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current").or_else(|| {
-        limit(
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        )
-    });
-    host.unwrap_or(u64::MAX).min(group.unwrap_or(u64::MAX))
+    let (new, old) =
+        (["inactive_file", "active_file"], ["total_inactive_file", "total_active_file"]);
+    let own = small_file("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let groups = Path::new(own).ancestors().map(|group| root.join(group));
+    let limits = groups.filter_map(|group| left(&group, "memory.max", "memory.current", new));
+    let (limit, usage) = ("memory.limit_in_bytes", "memory.usage_in_bytes");
+    limits.chain(left(&root.join("memory"), limit, usage, old)).min().unwrap_or(u64::MAX)
+}
+
+/// The number behind a name in one of the kernel's lists.
+fn number_of(list: &str, name: &str) -> Option<u64> {
+    let line = list.lines().find(|line| line.split_whitespace().next() == Some(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Bytes of the last-level caches of as many processors as this process may use, or a common size where
@@ -303,7 +317,7 @@ pub(crate) fn last_level_cache_bytes() -> usize {
     static BYTES: OnceLock<usize> = OnceLock::new();
     *BYTES.get_or_init(|| {
         let told =
-            |name: &str| small_file(&format!("/sys/devices/system/cpu/cpu0/cache/index3/{name}"));
+            |name: &str| small_file(format!("/sys/devices/system/cpu/cpu0/cache/index3/{name}"));
         let size = told("size").and_then(|text| text.trim().strip_suffix('K')?.parse().ok());
         let sharing = told("shared_cpu_list").map_or(0, |list| processors_listed(&list));
         let caches = if sharing > 0 { processors().div_ceil(sharing) } else { 1 };
@@ -321,6 +335,34 @@ fn processors_listed(ranges: &str) -> usize {
     ranges.trim().split(',').filter_map(count).sum()
 }
 
-fn small_file(path: &str) -> Option<String> {
+fn small_file(path: impl AsRef<Path>) -> Option<String> {
     std::fs::read_to_string(path).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::group_available_bytes;
+
+    const STATISTICS: &str = "anon 700\nfile 250\ninactive_file 200\nactive_file 50\n\
+                              total_inactive_file 400\ntotal_active_file 100\n";
+
+    #[test]
+    fn what_a_group_holds_of_files_is_left_to_it() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(root.path().join(name), text).unwrap();
+        assert_eq!(group_available_bytes(root.path()), u64::MAX);
+        write("memory.max", "max\n");
+        write("memory.current", "950\n");
+        assert_eq!(group_available_bytes(root.path()), u64::MAX);
+        write("memory.max", "1000\n");
+        assert_eq!(group_available_bytes(root.path()), 50);
+        write("memory.stat", STATISTICS);
+        assert_eq!(group_available_bytes(root.path()), 300);
+
+        std::fs::create_dir(root.path().join("memory")).unwrap();
+        write("memory/memory.limit_in_bytes", "900\n");
+        write("memory/memory.usage_in_bytes", "1200\n");
+        write("memory/memory.stat", STATISTICS);
+        assert_eq!(group_available_bytes(root.path()), 200);
+    }
 }

@@ -15,6 +15,9 @@ pub(crate) mod error;
 /// Every tunable with its unit and limit; the only reader of the environment.
 pub(crate) mod config;
 
+/// What each process in a line of forks has for itself.
+pub(crate) mod process;
+
 /// The file format as pure data: untrusted bytes to a checked table of tensors.
 pub(crate) mod format;
 

@@ -2,7 +2,7 @@
 //! number, and never shared with a forked child.
 
 use std::io;
-use std::sync::{OnceLock, PoisonError};
+use std::sync::PoisonError;
 
 // What threads hand slots over with: loom's own where it tries every order of them.
 #[cfg(every_order)]
@@ -23,6 +23,7 @@ use crate::config::{
     processors,
 };
 use crate::device::Slot;
+use crate::process::PerProcess;
 
 #[cfg(all(test, every_order))]
 mod loom;
@@ -107,13 +108,11 @@ impl Ring {
 
     /// The ring of this process; a child of fork finds a new one, whoever held the parent's.
     pub(crate) fn of_process() -> &'static Self {
-        static FIRST: OnceLock<Generation> = OnceLock::new();
-        let process = std::process::id();
-        let mut generation = FIRST.get_or_init(|| Generation::new(process));
-        while generation.process != process {
-            generation = generation.next.get_or_init(|| Box::new(Generation::new(process)));
-        }
-        &generation.ring
+        static RINGS: PerProcess<Ring> = PerProcess::new();
+        RINGS.get(|| {
+            let makers = (processors() / 4).clamp(1, SLOT_MAKERS_MAX);
+            Self::new(SLOT_BYTES, RING_SLOTS_MAX, makers)
+        })
     }
 
     /// Lends up to `wanted` slots. A load never waits for another: when the ring is exhausted it
@@ -277,22 +276,6 @@ impl Drop for Lease<'_> {
         let lost = self.lent - self.free.len();
         self.ring.made.fetch_sub(lost, Ordering::Relaxed);
         self.free.drain(..).for_each(|slot| self.ring.give_back(slot));
-    }
-}
-
-/// The ring of one process in a line of forks. The line only grows, so that no lock is needed that
-/// a fork could leave held.
-struct Generation {
-    process: u32,
-    ring: Ring,
-    next: OnceLock<Box<Generation>>,
-}
-
-impl Generation {
-    fn new(process: u32) -> Self {
-        let makers = (processors() / 4).clamp(1, SLOT_MAKERS_MAX);
-        let ring = Ring::new(SLOT_BYTES, RING_SLOTS_MAX, makers);
-        Self { process, ring, next: OnceLock::new() }
     }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import mmap
 import os
 import pty
 import struct
@@ -55,6 +56,16 @@ def mappings(path: Path) -> int:
     """How many mappings of a file this process has."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     return sum(line.endswith((f" {path}", f" {path} (deleted)")) for line in lines)
+
+
+def cached_bytes(path: Path) -> int:
+    """How much of a file the page cache holds."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    pages = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+    first, size = ctypes.c_char.from_buffer(mapped), ctypes.c_size_t(len(mapped))
+    assert ctypes.CDLL(None).mincore(ctypes.byref(first), size, pages) == 0
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
 
 
 def memory_kib(kind: str) -> int:

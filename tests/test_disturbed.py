@@ -269,6 +269,30 @@ def test_reading_ahead_delays_nothing(tmp_path: Path, then: str) -> None:
     assert (child.returncode, output) == (0, "loaded\n"), errors
 
 
+IN_ORDER = """
+    import sys
+    from pathlib import Path
+    from process import cached_bytes, eventually, threads
+    from safetensors_streaming import load_file
+
+    paths = [Path(name) for name in sys.argv[1:]]
+    half = paths[0].stat().st_size // 2
+    tensors = [load_file(path) for path in paths]
+    assert threads().count("sst-ahead") <= 1, threads()
+    assert eventually(lambda: cached_bytes(paths[-1]) > half), "not read ahead"
+    assert [cached_bytes(path) // half for path in paths[:-1]] == [2] * (len(paths) - 1)
+"""
+
+
+def test_files_are_read_ahead_one_after_the_other(tmp_path: Path) -> None:
+    paths = [write_sparse(tmp_path / f"{number}.safetensors", 1, 256 * MIB) for number in range(6)]
+    child = start_python(IN_ORDER, *paths)
+    _, errors = child.communicate(timeout=60)
+    if "not read ahead" in errors and cachestat_is_missing():
+        pytest.skip("no read-ahead: this kernel has no cachestat (Linux 6.5)")
+    assert child.returncode == 0, errors
+
+
 def test_what_is_read_otherwise_is_not_read_ahead(tmp_path: Path) -> None:
     path = write_sparse(tmp_path / "huge.safetensors", 4, 64 << 30)
     script = """

@@ -18,8 +18,7 @@ use crate::format::header::{LENGTH_BYTES, TensorInfo, header_bytes};
 use crate::format::index::Index;
 use crate::format::sniff::{SNIFF_BYTES, hint};
 use crate::plan::Wanted;
-use crate::reader::ahead::read_ahead;
-use crate::reader::choice::is_mostly_cached;
+use crate::reader::ahead::read_ahead_if_cold;
 use crate::source::file::Identity;
 use crate::source::{self, Address, LocalFile, Source, read_full};
 use crate::tensor::{Form, Memory, Tensor};
@@ -125,14 +124,10 @@ impl Shard {
         self.header.find(name).ok_or_else(|| self.missing(name))
     }
 
-    /// Starts the background read of a mapped file that is not in the page cache. The file is
-    /// opened by its name again; if that is another file by now, nothing is read.
+    /// Has a mapped file that is not in the page cache read in the background.
     pub(crate) fn read_ahead_if_cold(&self) {
-        let Storage::Mapped(mapping, identity) = &self.storage else { return };
-        if let Ok(Some(file)) = LocalFile::open_again(&self.path, *identity)
-            && !is_mostly_cached(&file)
-        {
-            read_ahead(file, mapping);
+        if let Storage::Mapped(mapping, identity) = &self.storage {
+            read_ahead_if_cold(&self.path, *identity, mapping);
         }
     }
 }

@@ -44,10 +44,11 @@ pub(crate) struct UringReader {
 impl UringReader {
     /// Tries the kernel; in case of refusal says why, in words that a person can act on.
     pub(crate) fn probe(sources: Arc<[Arc<dyn Source>]>) -> Result<Self, String> {
-        let ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
+        let mut ring = IoUring::new(QUEUE_ENTRIES).map_err(|error| refusal(&error))?;
         if !ring.params().is_feature_rw_cur_pos() {
             return Err("io_uring of this kernel is too old: it has no plain reads".to_owned());
         }
+        do_nothing(&mut ring).map_err(|error| refusal(&error))?;
         let table = ring.submitter().register_buffers_sparse(QUEUE_ENTRIES);
         let registered_max = if table.is_ok() { QUEUE_ENTRIES } else { 0 };
         let (registered, pending, ended) = (Vec::new(), Vec::new(), VecDeque::new());
@@ -176,6 +177,14 @@ impl Drop for UringReader {
             drop(wait(self, Duration::from_secs(1)));
         }
     }
+}
+
+/// Has the kernel do nothing once: some filters let rings be made, and refuse to look into them.
+fn do_nothing(ring: &mut IoUring) -> io::Result<()> {
+    // SAFETY: the entry names no memory.
+    unsafe { ring.submission().push(&opcode::Nop::new().build()) }.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    ring.completion().next().map(|_done| ()).ok_or_else(|| io::ErrorKind::WouldBlock.into())
 }
 
 fn refusal(error: &io::Error) -> String {

@@ -59,8 +59,17 @@ pub(crate) fn cached_pages(file: &File, offset: u64, bytes: u64) -> Option<u64> 
 
 /// Keeps the kernel from reading more of a file than is asked for through this descriptor.
 pub(crate) fn expect_random_reads(file: &File) -> io::Result<()> {
+    advise(file, libc::POSIX_FADV_RANDOM)
+}
+
+/// Has the kernel read twice as far ahead as it does by itself, of reads through this descriptor.
+pub(crate) fn expect_reads_in_order(file: &File) -> io::Result<()> {
+    advise(file, libc::POSIX_FADV_SEQUENTIAL)
+}
+
+fn advise(file: &File, advice: libc::c_int) -> io::Result<()> {
     // SAFETY: the descriptor is open for as long as `file` is borrowed.
-    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) } {
+    match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, advice) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
@@ -94,8 +103,9 @@ pub(crate) fn is_read_at_once(file: &File, offset: u64) -> Option<bool> {
 }
 
 /// Sends bytes of a file to another inside the kernel; tells how many.
-pub(crate) fn send(from: &File, offset: u64, to: &File, bytes: usize) -> io::Result<usize> {
+pub(crate) fn send(from: &File, offset: u64, to: &File, bytes: u64) -> io::Result<usize> {
     let mut offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
     // SAFETY: both descriptors are open for as long as the files are borrowed, and `offset`
     // outlives the call.
     let sent = unsafe { libc::sendfile(to.as_raw_fd(), from.as_raw_fd(), &raw mut offset, bytes) };

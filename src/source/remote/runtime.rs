@@ -2,13 +2,13 @@
 //! begun anew in a child of fork.
 
 use std::future::Future;
-use std::sync::OnceLock;
 
 use crossbeam::channel::{RecvTimeoutError, bounded};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::config::{NETWORK_THREADS_MAX, SIGNAL_INTERVAL, processors};
 use crate::error::{Error, Result};
+use crate::process::PerProcess;
 use crate::source::remote::failure::Failure;
 use crate::source::remote::transport::Transport;
 
@@ -33,13 +33,8 @@ impl Network {
 
     /// That of this process.
     pub(super) fn of_process() -> std::result::Result<&'static Self, Failure> {
-        static FIRST: OnceLock<Generation> = OnceLock::new();
-        let process = std::process::id();
-        let mut generation = FIRST.get_or_init(|| Generation::new(process));
-        while generation.process != process {
-            generation = generation.next.get_or_init(|| Box::new(Generation::new(process)));
-        }
-        generation.network.as_ref().map_err(Failure::clone)
+        static NETWORKS: PerProcess<std::result::Result<Network, Failure>> = PerProcess::new();
+        NETWORKS.get(Self::new).as_ref().map_err(Failure::clone)
     }
 
     /// Begins a task.
@@ -67,18 +62,5 @@ impl Network {
                 }
             }
         }
-    }
-}
-
-/// The threads of one process in a line of forks, as of the ring's slots.
-struct Generation {
-    process: u32,
-    network: std::result::Result<Network, Failure>,
-    next: OnceLock<Box<Generation>>,
-}
-
-impl Generation {
-    fn new(process: u32) -> Self {
-        Self { process, network: Network::new(), next: OnceLock::new() }
     }
 }
