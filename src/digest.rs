@@ -2,9 +2,11 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::config::SLOT_BYTES;
 use crate::source::{Source, read_full};
 
 /// A finished SHA-256.
@@ -120,17 +122,21 @@ impl<H: Hasher> Digests<H> {
         Self { stretches, position: 0, hasher: H::default(), finished: Vec::new() }
     }
 
-    /// Takes the bytes at an offset. What lies before it and was not taken yet is read from the source:
-    /// the load passes over what belongs to no tensor.
+    /// Takes the bytes at an offset. What lies before it and was not taken yet is read from the source,
+    /// unless nobody wants it any more: the load passes over what belongs to no tensor.
     pub(crate) fn take(
         &mut self,
         source: &dyn Source,
         offset: u64,
         bytes: &[u8],
+        stopped: &AtomicBool,
     ) -> io::Result<()> {
-        const PIECE_BYTES: u64 = 1 << 20;
+        let mut piece = Vec::new();
         while let Some(needed) = self.needed().filter(|&needed| needed < offset) {
-            let mut piece = vec![0; usize::try_from(PIECE_BYTES.min(offset - needed)).unwrap_or(0)];
+            if stopped.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            piece.resize(usize::try_from(offset - needed).unwrap_or(SLOT_BYTES).min(SLOT_BYTES), 0);
             let count = read_full(source, needed, &mut piece)?;
             if count < piece.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -142,8 +148,12 @@ impl<H: Hasher> Digests<H> {
     }
 
     /// Takes the rest of the file and gives the figures in the order of the stretches.
-    pub(crate) fn finish(mut self, source: &dyn Source) -> io::Result<Vec<H::Figure>> {
-        self.take(source, source.len(), &[])?;
+    pub(crate) fn finish(
+        mut self,
+        source: &dyn Source,
+        stopped: &AtomicBool,
+    ) -> io::Result<Vec<H::Figure>> {
+        self.take(source, source.len(), &[], stopped)?;
         Ok(self.finished)
     }
 
@@ -175,8 +185,12 @@ impl<H: Hasher> Digests<H> {
 mod tests {
     use sha2::{Digest as _, Sha256};
 
+    use std::sync::atomic::AtomicBool;
+
     use super::{Digest, Digests, Hasher, Sum, hex};
     use crate::source::memory::MemorySource;
+
+    static GOES_ON: AtomicBool = AtomicBool::new(false);
 
     #[test]
     fn stretches_are_digested_however_their_bytes_come() {
@@ -190,9 +204,9 @@ mod tests {
             // Overlaps and gaps, as aligned reads have.
             for offset in (5..content.len()).step_by(step) {
                 let end = content.len().min(offset + step + 3);
-                digests.take(&source, offset as u64, &content[offset..end]).unwrap();
+                digests.take(&source, offset as u64, &content[offset..end], &GOES_ON).unwrap();
             }
-            assert_eq!(digests.finish(&source).unwrap(), expected);
+            assert_eq!(digests.finish(&source, &GOES_ON).unwrap(), expected);
         }
     }
 
@@ -201,7 +215,8 @@ mod tests {
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let source = MemorySource(b"abc".to_vec());
         let all = 0..3_u64;
-        assert_eq!(hex(&Digests::<Sha256>::new(vec![all]).finish(&source).unwrap()[0]), abc);
+        let digests = Digests::<Sha256>::new(vec![all]).finish(&source, &GOES_ON).unwrap();
+        assert_eq!(hex(&digests[0]), abc);
     }
 
     /// The words of a kernel, told apart by place and number of bytes, however the bytes come.
@@ -230,6 +245,17 @@ mod tests {
     fn a_file_that_is_too_short_is_an_error() {
         let source = MemorySource(vec![1; 10]);
         let all = 0..20_u64;
-        assert!(Digests::<Sha256>::new(vec![all]).take(&source, 15, &[0; 5]).is_err());
+        let mut digests = Digests::<Sha256>::new(vec![all]);
+        assert!(digests.take(&source, 15, &[0; 5], &GOES_ON).is_err());
+    }
+
+    #[test]
+    fn nothing_is_read_for_who_has_stopped() {
+        let source = MemorySource(vec![1; 10]);
+        let all = 0..10_u64;
+        let mut digests = Digests::<Sha256>::new(vec![all]);
+        let stopped = AtomicBool::new(true);
+        digests.take(&source, 0, &[1; 5], &stopped).unwrap();
+        assert!(digests.finish(&source, &stopped).is_err());
     }
 }

@@ -96,6 +96,9 @@ impl Load<'_, '_> {
         };
         let outcome = self.advance(&mut progress);
         progress.early.drain(..).for_each(|completion| self.lease.put(completion.slot));
+        if outcome.is_err() {
+            self.reader.stop();
+        }
         self.drain();
         outcome?;
         for source in self.sources {
@@ -302,7 +305,6 @@ impl Load<'_, '_> {
     /// Waits until nothing is in flight: neither kernel nor device may touch a slot or a buffer
     /// after the load has returned.
     fn drain(&mut self) {
-        self.reader.stop();
         let mut slots: Vec<Slot> = Vec::new();
         while self.reader.in_flight() > 0 {
             slots.extend(

@@ -12,6 +12,7 @@ import torch
 from gpu import ALLOCATORS, NEEDS_SIMULATOR, check
 from oracle import STOCK, Entry, evict, outcome, write_raw
 from process import busy, eventually
+from safetensors.torch import save_file
 from safetensors_streaming import last_report, load_checkpoint, load_file, release
 from spans import one_after_the_other, spans_of
 
@@ -160,6 +161,20 @@ def test_no_room_for_staging(tmp_path: Path) -> None:
     simulator.fail_from("cuMemAllocAsync", 1, 2)
     check(load_file(path, "cuda"), STOCK.load_file(path))
     assert simulator.statistics()["h2d"]["copies"] == len(entries)
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_a_gpu_without_pools_of_memory(tmp_path: Path, allocator: str) -> None:
+    """Kernels work in memory that is allocated as any other."""
+    path = tmp_path / "wide.safetensors"
+    save_file({f"t{i}": torch.randn(100 + i) for i in range(50)}, path)
+    expected = {name: tensor.bfloat16() for name, tensor in STOCK.load_file(path).items()}
+    before = simulator.statistics()["device"]["live"]
+    simulator.fail_from("cuMemAllocAsync", 1, 801)
+    check(load_file(path, "cuda", allocator=allocator, dtype=torch.bfloat16), expected)
+    check(load_file(path, "cuda", allocator=allocator, verify="device"), STOCK.load_file(path))
+    if allocator == "driver":
+        assert simulator.statistics()["device"]["live"] == before
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)

@@ -144,6 +144,23 @@ def test_torch_reserves_all_large_tensors_at_once(tmp_path: Path) -> None:
     assert len(loaded) == 14
 
 
+@pytest.mark.parametrize("settings", ["max_split_size_mb:32", "expandable_segments:True"])
+def test_nothing_is_reserved_twice_where_torch_keeps_large_blocks_whole(
+    tmp_path: Path, settings: str
+) -> None:
+    path = write_sparse(tmp_path / "large.safetensors", 14, 12 << 20)
+    source = """
+        import sys, torch
+        from safetensors_streaming import load_file
+
+        loaded = load_file(sys.argv[1], "cuda")
+        print(torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    """
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the older one, and its successor
+    unused = int(run_python(source, path, env=dict.fromkeys(names, settings)))
+    assert unused <= 2 * 14 << 20  # torch rounds each up to 2 MiB
+
+
 class Raising(TorchDispatchMode):
     """Refuses all that torch is asked for."""
 

@@ -297,7 +297,7 @@ READ_AND_COMPARE = """
 @pytest.mark.skipif(
     os.uname().machine not in {"x86_64", "aarch64"}, reason="ci/without_io_uring knows two machines"
 )
-@pytest.mark.parametrize("refusal", ["EPERM", "ENOSYS"])
+@pytest.mark.parametrize("refusal", ["EPERM", "ENOSYS", "ENTER"])
 def test_without_io_uring(large: Path, refusal: str) -> None:
     evict(large)
     output = run_python(READ_AND_COMPARE, large, wrapper=[str(WITHOUT_IO_URING), refusal])

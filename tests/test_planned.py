@@ -102,6 +102,21 @@ def test_orders_that_are_none(files: list[Path], order: list[int]) -> None:
         planned.begin(order, MIB)
 
 
+def test_on_another_stream_it_has_nothing(files: list[Path]) -> None:
+    """Memory that torch made there belongs to that stream: what is on it must not be overwritten."""
+    planned, names = plan_of(files)
+    expected = {name: tensor for path in files for name, tensor in STOCK.load_file(path).items()}
+    planned.begin(range(COUNT), 8 * MIB)
+    for number, name in enumerate(names):
+        if number % 2:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                assert planned.take(number) is None
+        tensor = planned.take(number)
+        assert tensor is not None
+        assert same_tensor(tensor.cpu(), expected[name])
+    planned.close()
+
+
 def test_what_is_not_read_here(tmp_path: Path) -> None:
     path = tmp_path / "few.safetensors"
     save_file(

@@ -56,6 +56,13 @@ SCENARIOS = (
         ("has no io_uring",),
         wrapper=("ci/without_io_uring", "ENOSYS"),
     ),
+    Scenario(
+        "io-uring-enter",
+        "limits:without_io_uring",
+        "rings of io_uring can be made, and not entered",
+        ("is forbidden here",),
+        wrapper=("ci/without_io_uring", "ENTER"),
+    ),
     Scenario("memlock-8-mib", "limits:memlock", "a user who may lock 8 MiB", (8 * MIB,)),
     Scenario("memlock-64-kib", "limits:memlock", "a user who may lock 64 KiB", (MIB // 16,)),
     Scenario("few-descriptors", "limits:few_descriptors", "0 to 24 descriptors are left"),

@@ -113,9 +113,11 @@ pub(crate) fn run_digesting<H: Hasher>(
     let mut reader = DigestingReader::new(chooser, sources, digests);
     let Destination { device, allocator } = to;
     let to = Destination { device: &mut *device, allocator: &mut *allocator };
-    let parts = Load { plan: &plan, sources, reader: &mut reader, to, lease: &mut lease, caller };
+    let own: &mut dyn Caller = &mut *caller;
+    let parts =
+        Load { plan: &plan, sources, reader: &mut reader, to, lease: &mut lease, caller: own };
     let timeline = parts.run()?;
-    let digests = reader.finish()?;
+    let digests = reader.finish(&mut || caller.check(bytes))?;
     let chooser = reader.inner();
     let total = began.elapsed().as_secs_f64();
     let report = Report {

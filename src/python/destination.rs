@@ -205,13 +205,8 @@ impl TorchAllocator {
         if wanted < RESERVATION_BYTES_MIN {
             return Ok(());
         }
-        let cuda = torch_module(py)?.getattr("cuda")?;
-        let count = |name: &str| {
-            let counted = cuda.call_method1(name, (self.gpu.ordinal(),));
-            foreseen::<PyRuntimeError, _>(py, counted.and_then(|number| number.extract::<u64>()))
-        };
         let (Some(reserved), Some(allocated)) =
-            (count("memory_reserved")?, count("memory_allocated")?)
+            (self.count(py, "memory_reserved")?, self.count(py, "memory_allocated")?)
         else {
             return Ok(()); // an allocator of somebody else's in torch, which does not count
         };
@@ -222,11 +217,12 @@ impl TorchAllocator {
     }
 
     /// Has torch allocate that block and put it into its cache, from where each tensor gets its part
-    /// without another call to the driver. The first reads are under way meanwhile.
-    fn reserve(&mut self) -> Result<()> {
+    /// without another call to the driver. The first reads are under way meanwhile. Gives what torch has
+    /// reserved then, where that was done.
+    fn reserve(&mut self) -> Result<Option<u64>> {
         let bytes = std::mem::take(&mut self.unreserved_bytes);
         if bytes == 0 {
-            return Ok(());
+            return Ok(None);
         }
         Python::attach(|py| {
             let torch = torch_module(py)?;
@@ -236,10 +232,27 @@ impl TorchAllocator {
             let block = self.empty.bind(py).call((bytes,), Some(&keywords));
             if foreseen::<PyRuntimeError, _>(py, block)?.is_none() {
                 // In pieces it may fit yet, once what lies idle in torch's cache is given back.
-                torch.getattr("cuda")?.call_method0("empty_cache")?;
+                empty_cache(py)?;
+                return Ok(None);
             }
-            Ok(())
+            self.count(py, "memory_reserved")
         })
+    }
+
+    /// Gives the block back to the driver where the tensor that was made next did not come out of it:
+    /// torch can be told to keep large blocks in one piece (`max_split_size_mb`).
+    fn check_reservation(&self, reserved: u64) -> Result<()> {
+        Python::attach(|py| {
+            let unused = self.count(py, "memory_reserved")?.is_some_and(|now| now > reserved);
+            if unused { empty_cache(py) } else { Ok(()) }
+        })
+    }
+
+    /// What torch counts of this GPU's memory under that name; none where it counts nothing.
+    fn count(&self, py: Python<'_>, name: &str) -> Result<Option<u64>> {
+        let cuda = torch_module(py)?.getattr("cuda")?;
+        let counted = cuda.call_method1(name, (self.gpu.ordinal(),));
+        Ok(foreseen::<PyRuntimeError, _>(py, counted.and_then(|number| number.extract()))?)
     }
 
     /// For threads that hold the interpreter: torch's own function lets go of it while it waits for
@@ -281,17 +294,23 @@ impl TorchAllocator {
 
 impl Allocator for TorchAllocator {
     fn allocate(&mut self, target: usize, bytes: usize) -> Result<Buffer> {
-        if self.forms[target].bytes() > TORCH_SMALL_BYTES_MAX {
-            self.reserve()?;
-        }
+        let large = self.forms[target].bytes() > TORCH_SMALL_BYTES_MAX;
+        let reserved = if large { self.reserve()? } else { None };
         let native = self.make_natively(target)?;
         let (tensor, address) = native.map_or_else(|| self.make(target), Ok)?;
         if address == 0 && bytes > 0 {
             return Err(Error::Internal("torch made a tensor without memory".to_owned()));
         }
         lock(&self.made)[target] = Some(tensor);
+        reserved.map_or(Ok(()), |reserved| self.check_reservation(reserved))?;
         Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu.ordinal(), address, bytes)))
     }
+}
+
+/// Has torch give back to the driver what lies idle in its cache.
+fn empty_cache(py: Python<'_>) -> Result<()> {
+    torch_module(py)?.getattr("cuda")?.call_method0("empty_cache")?;
+    Ok(())
 }
 
 /// Takes a tensor that torch made and that was delivered; none where its memory is ours.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::plan::Wanted;
 use crate::python::ahead::{Ahead, Limits};
-use crate::python::destination::{Goal, Goals, Memory};
+use crate::python::destination::{Goal, Goals, Memory, TorchGpu};
 use crate::python::errors::foreseen;
 use crate::python::fetch::{Manner, Ready, Sources, Targets};
 use crate::python::handle::TensorSlice;
@@ -43,6 +43,8 @@ enum State {
 
 struct Running {
     ahead: Ahead,
+    /// Where its memory is made, on whose streams.
+    gpus: Vec<TorchGpu>,
     slices: Vec<Py<TensorSlice>>,
     /// The target of each number that was not taken yet.
     waiting: Vec<Option<usize>>,
@@ -93,14 +95,15 @@ impl PlannedLoad {
         Ok(())
     }
 
-    /// The tensor of a number, waited for; None where it was taken before, or the load has ended.
+    /// The tensor of a number, waited for; None where it was taken before, the load has ended, or torch's
+    /// current stream is another one than where it began: memory that torch makes belongs to that one.
     fn take<'py>(&self, py: Python<'py>, number: usize) -> PyResult<Option<Bound<'py, PyAny>>> {
         let state = std::mem::replace(&mut *self.state(), State::Ended);
         let State::Running(mut running) = state else {
             *self.state() = state;
             return Ok(None);
         };
-        let here = running.ahead.is_of_this_process();
+        let here = running.is_here(py)?;
         let target = running.waiting.get_mut(number).filter(|_| here).and_then(Option::take);
         let Some(target) = target else {
             *self.state() = State::Running(running);
@@ -138,6 +141,19 @@ impl PlannedLoad {
 }
 
 impl Running {
+    /// Whether this is its process, and the streams are those with which it began.
+    fn is_here(&self, py: Python<'_>) -> Result<bool> {
+        if !self.ahead.is_of_this_process() {
+            return Ok(false);
+        }
+        for gpu in &self.gpus {
+            if !TorchGpu::open(py, gpu.gpu.ordinal())?.is(gpu) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn named(&self, py: Python<'_>, error: Error) -> Error {
         error.named(|target| self.slices[target].borrow(py).name().to_owned())
     }
@@ -186,6 +202,8 @@ impl Plan {
         targets.dtypes = order.iter().map(|&number| self.dtypes[number]).collect();
         let goals = Goals::each(order.iter().map(|&number| self.goals[number]).collect());
         let options = Options::with_cache(CachePolicy::Auto);
+        let ordinals = goals.all.iter().filter_map(|goal| goal.ordinal());
+        let gpus = ordinals.map(|ordinal| TorchGpu::open(py, ordinal)).collect::<Result<_>>()?;
         let ready = Ready::new(py, &Manner::new(goals, options), &mut targets)?;
         let limits = Limits { window_bytes: PLANNED_WINDOW_BYTES, ahead_bytes, patience: None };
         let sources: Sources = self.files.sources.into();
@@ -193,7 +211,7 @@ impl Plan {
         ahead.head_for(py, 0);
         let slices = order.iter().map(|&number| self.slices[number].clone_ref(py)).collect();
         let waiting = targets_of_numbers.into_iter().map(Some).collect();
-        Ok(Running { ahead, slices, waiting, began })
+        Ok(Running { ahead, gpus, slices, waiting, began })
     }
 }
 

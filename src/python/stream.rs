@@ -3,7 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
@@ -289,8 +289,11 @@ impl Stream {
         let Some(running) = running else { return };
         if running.process == std::process::id() {
             drop(running.events);
-            // A panic in it was told as the end of its channel.
-            let _ended = running.thread.join();
+            // Python's collector may find a stream that nobody has any more in its own thread.
+            if running.thread.thread().id() != thread::current().id() {
+                // A panic in it was told as the end of its channel.
+                let _ended = running.thread.join();
+            }
         } else {
             let _left = ManuallyDrop::new(running); // its channel may be in the middle of something
         }

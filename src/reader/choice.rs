@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{
-    ALIGNMENT_BYTES, DISK_TRIAL, ReaderChoice, SLOW_DISK_BYTES_PER_SECOND, SMALL_LOAD_BYTES,
-    URING_READS_MIN, alone_bytes_max, config, memory_available_bytes,
+    ALIGNMENT_BYTES, ReaderChoice, SMALL_LOAD_BYTES, URING_READS_MIN, alone_bytes_max, config,
+    memory_available_bytes,
 };
 use crate::device::Slot;
 use crate::queue::Wakes;
 use crate::reader::depth::Depth;
+use crate::reader::disk::Disk;
 use crate::reader::pread::{Path, PreadReader};
 use crate::reader::remote::RemoteReader;
 use crate::reader::uring::UringReader;
@@ -57,8 +58,10 @@ impl Uring {
 
 /// How a chunk is read.
 enum Way {
-    /// By those who read on this path.
+    /// From the disk, by those who read on this path.
     By(Path),
+    /// From the page cache, by threads.
+    Cached,
     /// From the page cache, in the thread that asks.
     Here,
     /// Over a network.
@@ -85,11 +88,9 @@ pub(crate) struct ChoosingReader {
     remote: Option<RemoteReader>,
     policy: CachePolicy,
     policy_reason: &'static str,
-    began: Instant,
     /// Reads that failed and are tried again: how far they came, and why no further.
     retried: HashMap<usize, (usize, io::Error)>,
-    /// Reads in flight that go past the page cache, and when they were begun.
-    direct: HashMap<usize, Instant>,
+    disk: Disk,
     depth: Depth,
     tally: Tally,
 }
@@ -120,9 +121,8 @@ impl ChoosingReader {
             uring,
             policy,
             policy_reason,
-            began: Instant::now(),
             retried: HashMap::new(),
-            direct: HashMap::new(),
+            disk: Disk::default(),
             depth: Depth::new(),
             tally: Tally::default(),
         }
@@ -188,29 +188,23 @@ impl ChoosingReader {
             return Way::Remote;
         }
         let Some(file) = source.local() else {
-            return Way::By(Path::Buffered);
+            return Way::Cached;
         };
         if file.is_cached(request.offset..request.offset + request.bytes as u64) == Some(true) {
             self.tally.cached_bytes += request.bytes as u64;
-            return if self.small { Way::Here } else { Way::By(Path::Buffered) };
+            return if self.small { Way::Here } else { Way::Cached };
         }
         let bypass = match self.policy {
             CachePolicy::Keep => false,
             CachePolicy::Bypass => true,
-            CachePolicy::Auto => !self.disk_is_slow(),
+            CachePolicy::Auto => !self.disk.is_slow(Instant::now()),
         };
         let direct = bypass && file.direct().is_some();
         Way::By(if direct { Path::Direct } else { Path::Buffered })
     }
 
-    /// A slow disk makes the cache worth filling: the next load gains more than this one loses.
-    fn disk_is_slow(&self) -> bool {
-        let elapsed = self.began.elapsed();
-        let rate = (self.tally.bytes - self.tally.cached_bytes) as f64 / elapsed.as_secs_f64();
-        elapsed > DISK_TRIAL && rate < SLOW_DISK_BYTES_PER_SECOND as f64
-    }
-
     fn submit_on(&mut self, path: Path, request: Request, slot: Slot) {
+        self.disk.begin(request.tag, path, Instant::now());
         if path == Path::Buffered {
             self.tally.buffered = true;
             return self.pread.submit_on(path, request, slot);
@@ -222,7 +216,6 @@ impl ChoosingReader {
                 Err(refusal) => Uring::Refused(refusal),
             };
         }
-        self.direct.insert(request.tag, Instant::now());
         self.depth.begin(request.bytes as u64);
         match self.uring.ready() {
             Some(uring) => {
@@ -242,11 +235,13 @@ impl ChoosingReader {
         let completion = by_thread
             .or_else(|| self.uring.ready().filter(|uring| uring.in_flight() > 0)?.poll())?;
         let Request { tag, bytes, .. } = completion.request;
-        let since = self.direct.remove(&tag);
-        if let Some(since) = since {
-            self.depth.end(bytes as u64, since, Instant::now());
+        let now = Instant::now();
+        let direct =
+            self.disk.end(tag, bytes as u64, now).filter(|(path, _)| *path == Path::Direct);
+        if let Some((_, since)) = direct {
+            self.depth.end(bytes as u64, since, now);
         }
-        Some((completion, since.is_some()))
+        Some((completion, direct.is_some()))
     }
 }
 
@@ -272,6 +267,10 @@ impl Reader for ChoosingReader {
     fn submit(&mut self, request: Request, slot: Slot) {
         match self.choose(&request) {
             Way::By(path) => self.submit_on(path, request, slot),
+            Way::Cached => {
+                self.tally.buffered = true;
+                self.pread.submit_on(Path::Buffered, request, slot);
+            }
             Way::Here => {
                 self.tally.buffered = true;
                 self.pread.read_here(request, slot);

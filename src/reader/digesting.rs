@@ -1,13 +1,15 @@
 //! Digests what is read, as it passes from the reader to the device.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
-use crossbeam::channel::{self, unbounded};
+use crossbeam::channel::{self, RecvTimeoutError, unbounded};
 
+use crate::config::SIGNAL_INTERVAL;
 use crate::device::{Slot, worker_panicked};
 use crate::digest::{Digests, Hasher};
 use crate::error::{Error, Result};
@@ -27,8 +29,10 @@ pub(crate) struct DigestingReader<'load, H: Hasher> {
     early: BTreeMap<usize, Completion>,
     next: usize,
     failed: bool,
-    /// Whether every read of the load has passed, so that what is left of the files is to be read.
-    whole: Arc<AtomicBool>,
+    /// Whether the load was given up, so that what is left of the files is not to be read.
+    stopped: Arc<AtomicBool>,
+    /// Nothing is sent: it is closed when the last thread has ended.
+    ended: (channel::Sender<Infallible>, channel::Receiver<Infallible>),
     passed: (Sender<Completion>, Receiver<Completion>),
     passing: usize,
 }
@@ -54,19 +58,27 @@ impl<'load, H: Hasher> DigestingReader<'load, H> {
             early: BTreeMap::new(),
             next: 0,
             failed: false,
-            whole: Arc::default(),
+            stopped: Arc::default(),
+            ended: unbounded(),
             passed: queue(),
             passing: 0,
         }
     }
 
-    /// The digests of each source, what was never read of it read now. A reader that is dropped before
-    /// reads nothing more.
-    pub(crate) fn finish(&mut self) -> Result<Vec<Vec<H::Figure>>> {
+    /// The digests of each source, what was never read of it read now. Who waits looks at `check`
+    /// meanwhile; an error of it ends that. A reader that is dropped before reads nothing more.
+    pub(crate) fn finish(
+        &mut self,
+        check: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<Vec<H::Figure>>> {
         for shard in 0..self.lanes.len() {
             self.lane(shard)?;
         }
-        self.whole.store(true, Ordering::Relaxed);
+        self.ended.0 = unbounded().0;
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.slots = None);
+        while self.ended.1.recv_timeout(SIGNAL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            check().inspect_err(|_| self.stopped.store(true, Ordering::Relaxed))?;
+        }
         self.end()
     }
 
@@ -92,8 +104,11 @@ impl<'load, H: Hasher> DigestingReader<'load, H> {
         if let Some(digests) = self.waiting[shard].take() {
             let (slots, slots_out) = unbounded();
             let (source, passed) = (Arc::clone(&self.sources[shard]), self.passed.0.clone());
-            let whole = Arc::clone(&self.whole);
-            let work = move || digest(digests, source.as_ref(), &slots_out, &passed, &whole);
+            let (stopped, ended) = (Arc::clone(&self.stopped), self.ended.0.clone());
+            let work = move || {
+                let _ended = ended;
+                digest(digests, source.as_ref(), &slots_out, &passed, &stopped)
+            };
             let thread = Builder::new().name("sst-digest".to_owned()).spawn(work);
             let thread = thread.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
             self.lanes[shard] = Some(Lane { slots: Some(slots), thread });
@@ -127,26 +142,24 @@ fn digest<H: Hasher>(
     source: &dyn Source,
     slots: &channel::Receiver<Completion>,
     passed: &Sender<Completion>,
-    whole: &AtomicBool,
+    stopped: &AtomicBool,
 ) -> io::Result<Vec<H::Figure>> {
     let mut outcome = Ok(());
     for completion in slots {
         if outcome.is_ok() && completion.result.is_ok() {
             let Completion { request: Request { offset, .. }, slot, done, .. } = &completion;
-            outcome = digests.take(source, *offset, &slot.as_slice()[..*done]);
+            outcome = digests.take(source, *offset, &slot.as_slice()[..*done], stopped);
         }
         // Nobody waits for it where the load is gone.
         let _sent = passed.send(completion);
     }
     outcome?;
-    if !whole.load(Ordering::Relaxed) {
-        return Ok(Vec::new()); // the load was given up: nobody wants them
-    }
-    digests.finish(source)
+    digests.finish(source, stopped)
 }
 
 impl<H: Hasher> Drop for DigestingReader<'_, H> {
     fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
         // A load that failed has told why.
         let _digests = self.end();
     }
@@ -201,6 +214,7 @@ impl<H: Hasher> Reader for DigestingReader<'_, H> {
     }
 
     fn stop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
         self.inner.stop();
     }
 }

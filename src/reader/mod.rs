@@ -8,6 +8,7 @@ pub(crate) mod blocks;
 pub(crate) mod choice;
 pub(crate) mod depth;
 pub(crate) mod digesting;
+pub(crate) mod disk;
 pub(crate) mod pread;
 pub(crate) mod remote;
 pub(crate) mod uring;

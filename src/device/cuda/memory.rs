@@ -84,28 +84,38 @@ impl Drop for Slab {
     }
 }
 
-/// Memory that one stream alone uses, freed in its order: nobody else has to wait.
+/// Memory that one stream alone uses.
 #[derive(Debug)]
-pub(super) struct Staging {
-    stream: Arc<Stream>,
-    address: u64,
+pub(super) enum Staging {
+    /// Freed in the order of the stream: nobody has to wait.
+    Ordered(Arc<Stream>, u64),
+    /// As any other, where the GPU has no memory pools.
+    Slab(Slab),
 }
 
 impl Staging {
     pub(super) fn new(stream: &Arc<Stream>, bytes: usize) -> Result<Self> {
-        Ok(Self { stream: Arc::clone(stream), address: stream.allocate(bytes)? })
+        match stream.allocate(bytes)? {
+            Some(address) => Ok(Self::Ordered(Arc::clone(stream), address)),
+            None => Slab::new(stream.gpu(), bytes).map(Self::Slab),
+        }
     }
 
     pub(super) fn address(&self) -> u64 {
-        self.address
+        match self {
+            Self::Ordered(_, address) => *address,
+            Self::Slab(slab) => slab.address(),
+        }
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // SAFETY: the address came from this stream's `allocate`, and only work on this stream,
-        // all of it before this call, uses the memory.
-        let _freed = unsafe { sys::cuMemFreeAsync(self.address, self.stream.raw()) };
+        if let Self::Ordered(stream, address) = self {
+            // SAFETY: the address came from this stream's `allocate`, and only work on this stream,
+            // all of it before this call, uses the memory.
+            let _freed = unsafe { sys::cuMemFreeAsync(*address, stream.raw()) };
+        }
     }
 }
 

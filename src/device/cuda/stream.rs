@@ -115,8 +115,9 @@ impl Stream {
         self.gpu.check("cuMemsetD8Async", code)
     }
 
-    /// Device memory that is allocated in the order of this stream.
-    pub(super) fn allocate(&self, bytes: usize) -> Result<u64> {
+    /// Device memory that is allocated in the order of this stream; none where the GPU has no pools of
+    /// memory, as some virtual ones.
+    pub(super) fn allocate(&self, bytes: usize) -> Result<Option<u64>> {
         let _entered = self.gpu.enter()?;
         let mut address = 0;
         // SAFETY: the stream is alive, the target outlives the call.
@@ -124,7 +125,10 @@ impl Stream {
         if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Err(self.gpu.no_room(bytes as u64));
         }
-        self.gpu.check("cuMemAllocAsync", code).map(|()| address)
+        if code == CUresult::CUDA_ERROR_NOT_SUPPORTED {
+            return Ok(None);
+        }
+        self.gpu.check("cuMemAllocAsync", code).map(|()| Some(address))
     }
 }
 
