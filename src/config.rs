@@ -89,8 +89,18 @@ pub(crate) const SMALL_PIECE_BYTES: usize = 64 << 10;
 /// microseconds; what a first kernel costs is the loading of its module, and staging memory.
 pub(crate) const PIECES_TOGETHER_MIN: usize = 6;
 
-/// Loads from this size on have torch reserve the memory of all their tensors in one piece.
+/// Loads from this size on have torch reserve the memory of their tensors by the block.
 pub(crate) const RESERVATION_BYTES_MIN: u64 = 64 << 20;
+
+/// How many such blocks a load has, where these have the sizes below; one of several GiB has more.
+pub(crate) const BLOCKS_MAX: u64 = 8;
+
+/// Bytes that such a block may have, however small the load.
+pub(crate) const BLOCK_BYTES_MIN: u64 = 128 << 20;
+
+/// Bytes that it has at most, however large the load: while one tensor in it lives, the driver gets none
+/// of it back.
+pub(crate) const BLOCK_BYTES_MAX: u64 = 1 << 30;
 
 /// Allocations up to this size are cut from small blocks of torch's, which no reservation helps.
 pub(crate) const TORCH_SMALL_BYTES_MAX: u64 = 1 << 20;

@@ -97,6 +97,18 @@ pub(crate) enum Error {
         tensor: Option<String>,
     },
 
+    /// The system refused a thread.
+    #[error(
+        "can't start a thread ({name}): {message}; let there be more of them (ulimit -u, or the \
+         container's limit on pids)"
+    )]
+    Thread {
+        /// What it would have been called.
+        name: &'static str,
+        /// The system's words.
+        message: String,
+    },
+
     /// A GPU or its driver refused.
     #[error("cuda:{ordinal}: {what}: {message}")]
     Device {
@@ -185,6 +197,11 @@ impl Error {
     pub(crate) fn refused(path: &Path, errno: i32, message: &str) -> Self {
         let source = io::Error::from_raw_os_error(errno);
         Self::Io { path: path.to_owned(), message: message.to_owned(), source }
+    }
+
+    /// The system's refusal to start a thread.
+    pub(crate) fn no_thread(name: &'static str, error: &io::Error) -> Self {
+        Self::Thread { name, message: error.to_string() }
     }
 
     /// Says of which file the tensor is that memory was wanted for.

@@ -20,7 +20,7 @@ use std::{
 
 use crate::config::{
     FAR_SLOTS_MAX, RING_SLOTS_MAX, SLOT_BYTES, SLOT_MAKERS_MAX, SLOTS_MIN, UNPINNED_SLOTS_MAX,
-    processors,
+    memory_available_bytes, processors,
 };
 use crate::device::Slot;
 use crate::process::PerProcess;
@@ -155,12 +155,13 @@ impl Ring {
         room(before.unwrap_or_else(|made| made))
     }
 
-    /// A new slot; none where there are as many as may be, or no memory: fewer will do.
+    /// A new slot; none where there are as many as may be, or little memory: fewer will do.
     fn make(&self) -> Option<Slot> {
         let made = self.made.load(Ordering::Relaxed);
+        let little = || memory_available_bytes() / 4 < (made * self.slot_bytes) as u64;
         let new = match made {
             _ if made < self.slots_max => Slot::new,
-            _ if made < FAR_SLOTS_MAX => Slot::never_pinned,
+            _ if made < FAR_SLOTS_MAX && !little() => Slot::never_pinned,
             _ => return None,
         };
         let slot = new(self.slot_bytes).ok()?;

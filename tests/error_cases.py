@@ -251,7 +251,7 @@ def of_changes() -> Iterator[Case]:
     cut_to_half = partial(os.truncate, length=MIB)
     told = named | cut
     yield Case("changed", "cut before a tensor", _changed("pread", cut_to_half), told, OSError)
-    written = named | {"offset": offset, "cause": "written to while it was being loaded"}
+    written = named | {"offset": offset, "cause": "written to, or touched, since it was opened"}
     yield Case("changed", "written to under a load", ours(_changed_under_a_load), written, OSError)
     cut = {"offset": offset, "cause": "become shorter|written to"}
     told = named | cut

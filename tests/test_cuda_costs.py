@@ -169,12 +169,12 @@ def test_a_gpu_without_pools_of_memory(tmp_path: Path, allocator: str) -> None:
     path = tmp_path / "wide.safetensors"
     save_file({f"t{i}": torch.randn(100 + i) for i in range(50)}, path)
     expected = {name: tensor.bfloat16() for name, tensor in STOCK.load_file(path).items()}
-    before = simulator.statistics()["device"]["live"]
+    before = simulator.statistics()["devices"][0]["live_allocations"]
     simulator.fail_from("cuMemAllocAsync", 1, 801)
     check(load_file(path, "cuda", allocator=allocator, dtype=torch.bfloat16), expected)
     check(load_file(path, "cuda", allocator=allocator, verify="device"), STOCK.load_file(path))
     if allocator == "driver":
-        assert simulator.statistics()["device"]["live"] == before
+        assert simulator.statistics()["devices"][0]["live_allocations"] == before
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)

@@ -330,14 +330,16 @@ def test_a_loop_that_is_left(large: Path) -> None:
 
 
 def test_a_loop_that_pauses(large: Path) -> None:
-    """The thread does not wait for ever, and the loop goes on without it."""
+    """The thread does not wait for ever, nothing is kept, and the loop goes on without it."""
     expected = STOCK.load_file(large)
+    before = torch.cuda.memory_allocated()
     with safe_open(large, "pt", "cuda") as handle:
         names = iter(handle.keys())
         for _ in range(4):
             handle.get_tensor(next(names))
         assert busy()
         assert eventually(lambda: not busy())
+        assert torch.cuda.memory_allocated() == before
         for name in names:
             assert bits(handle.get_tensor(name)) == bits(expected[name])
 

@@ -42,7 +42,7 @@ def checkpoint_of_a_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("card")
     for shard in range(SHARDS):
-        entries = {"embedding": Entry("BF16", [1000, 4096])}
+        entries = {"embedding": Entry("BF16", [1024, 4096])}
         for layer in range(3):
             entries |= {
                 f"{layer}.bias": Entry("F32", [5]),

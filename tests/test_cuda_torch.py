@@ -161,6 +161,32 @@ def test_nothing_is_reserved_twice_where_torch_keeps_large_blocks_whole(
     assert unused <= 2 * 14 << 20  # torch rounds each up to 2 MiB
 
 
+def test_who_keeps_one_tensor_keeps_no_more_than_a_part_of_the_load(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "large.safetensors", 24, 20 << 20)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for kept in (0, 11, 23):
+        loaded = list(load_file(path, "cuda").values())
+        assert torch.cuda.memory_reserved() - before == 24 * 20 << 20
+        loaded = [loaded[kept]]
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() - before <= 128 << 20
+        del loaded
+        torch.cuda.empty_cache()
+
+
+def test_what_torch_has_idle_in_small_pieces_goes_back(tmp_path: Path) -> None:
+    path = write_sparse(tmp_path / "large.safetensors", 14, 12 << 20)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    pieces = [torch.empty(12 << 20, dtype=torch.uint8, device="cuda") for _ in range(14)]
+    del pieces
+    for _ in range(2):
+        loaded = load_file(path, "cuda")
+        assert torch.cuda.memory_reserved() - before == 14 * 12 << 20
+        del loaded
+
+
 class Raising(TorchDispatchMode):
     """Refuses all that torch is asked for."""
 

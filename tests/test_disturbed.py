@@ -276,16 +276,17 @@ IN_ORDER = """
     from safetensors_streaming import load_file
 
     paths = [Path(name) for name in sys.argv[1:]]
-    half = paths[0].stat().st_size // 2
+    quarter = paths[0].stat().st_size // 4
     tensors = [load_file(path) for path in paths]
     assert threads().count("sst-ahead") <= 1, threads()
-    assert eventually(lambda: cached_bytes(paths[-1]) > half), "not read ahead"
-    assert [cached_bytes(path) // half for path in paths[:-1]] == [2] * (len(paths) - 1)
+    assert eventually(lambda: cached_bytes(paths[-1]) > quarter), "not read ahead"
+    cached = [cached_bytes(path) / quarter for path in paths[:-1]]
+    assert min(cached) > 3, cached
 """
 
 
 def test_files_are_read_ahead_one_after_the_other(tmp_path: Path) -> None:
-    paths = [write_sparse(tmp_path / f"{number}.safetensors", 1, 256 * MIB) for number in range(6)]
+    paths = [write_sparse(tmp_path / f"{number}.safetensors", 1, 64 * MIB) for number in range(6)]
     child = start_python(IN_ORDER, *paths)
     _, errors = child.communicate(timeout=60)
     if "not read ahead" in errors and cachestat_is_missing():

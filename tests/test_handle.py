@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +15,6 @@ from process import descriptors, eventually, mappings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 BACKENDS = ["mmap", "pread"]
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -164,6 +165,16 @@ def test_unknown_attribute(sample: Path, backend: str) -> None:
         assert not hasattr(handle, "no_such_method")
         with pytest.raises(AttributeError, match="no_such_method"):
             handle.no_such_method  # noqa: B018
+
+
+def test_nothing_is_delegated_to_another_file_of_that_name(
+    sample: Path, tmp_path: Path, backend: str
+) -> None:
+    path = Path(shutil.copy(sample, tmp_path / "first.safetensors"))
+    handle = OURS.safe_open(path, "pt", backend=backend)
+    Path(shutil.copy(sample, tmp_path / "second.safetensors")).replace(path)
+    with pytest.raises(OSError, match="Another file has its name"):
+        handle.no_such_method  # noqa: B018
 
 
 def test_attributes_of_a_later_upstream_are_delegated(sample: Path, backend: str) -> None:

@@ -159,6 +159,26 @@ def test_unpatch_is_exact(consumer: types.ModuleType) -> None:
     assert safetensors.safe_open is STOCK.safe_open
 
 
+def test_functions_travel_to_other_processes(sample: Path) -> None:
+    run_python(
+        """
+        import pickle, sys
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+        import safetensors.torch, safetensors_streaming
+
+        safetensors_streaming.patch()
+        for name in ("load_file", "load"):
+            function = getattr(safetensors.torch, name)
+            assert pickle.loads(pickle.dumps(function)) is function
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            [loaded] = pool.map(safetensors.torch.load_file, [sys.argv[1]])
+        assert loaded
+        """,
+        sample,
+    )
+
+
 def test_all_but_the_loaders_stays(sample: Path) -> None:
     before = names_of_upstream()
     with patched():

@@ -103,7 +103,7 @@ def test_orders_that_are_none(files: list[Path], order: list[int]) -> None:
 
 
 def test_on_another_stream_it_has_nothing(files: list[Path]) -> None:
-    """Memory that torch made there belongs to that stream: what is on it must not be overwritten."""
+    """Memory that torch makes there is that stream's, and what is on it must not be overwritten."""
     planned, names = plan_of(files)
     expected = {name: tensor for path in files for name, tensor in STOCK.load_file(path).items()}
     planned.begin(range(COUNT), 8 * MIB)

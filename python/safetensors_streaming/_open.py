@@ -70,6 +70,7 @@ class safe_open(Handle):  # noqa: N801 - upstream's name
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.keys()  # a closed handle is closed for these methods too
         if self._upstream is None:
+            self._check_current()
             self._upstream = open_upstream(*self._arguments)
         attribute = getattr(self._upstream, name)
         calls.delegate(f"method {name}")

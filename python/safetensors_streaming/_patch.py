@@ -65,6 +65,10 @@ def _load_bytes(*args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as load
 #: What replaces upstream's functions of `safetensors.torch`; its `load_model` calls `load_file`.
 _TORCH_FUNCTIONS: dict[str, Callable[..., Any]] = {"load_file": _load_file, "load": _load_bytes}
 
+for _name, _function in _TORCH_FUNCTIONS.items():
+    # Where pickle finds them, in other processes upstream's own if those are not patched.
+    _function.__module__, _function.__qualname__ = _TORCH_MODULE, _name
+
 
 @dataclass(frozen=True)
 class Status:

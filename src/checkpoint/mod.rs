@@ -69,14 +69,22 @@ impl Shard {
             Storage::Engine(source) => return Ok(Arc::clone(source)),
             Storage::Mapped(_, identity) => *identity,
         };
-        match LocalFile::open_again(&self.path, identity)? {
-            Some(file) => Ok(Arc::new(file)),
-            None => Err(Error::refused(
-                &self.path,
-                libc::ESTALE,
-                "Another file has its name by now; open it again",
-            )),
-        }
+        Ok(Arc::new(self.opened_again(identity)?))
+    }
+
+    /// An error where its path names another file by now.
+    pub(crate) fn check_current(&self) -> Result<()> {
+        let identity = match &self.storage {
+            Storage::Engine(source) => source.local().map(LocalFile::identity),
+            Storage::Mapped(_, identity) => Some(*identity),
+        };
+        identity.map_or(Ok(()), |identity| self.opened_again(identity).map(drop))
+    }
+
+    fn opened_again(&self, identity: Identity) -> Result<LocalFile> {
+        let message = "Another file has its name by now; open it again";
+        LocalFile::open_again(&self.path, identity)?
+            .ok_or_else(|| Error::refused(&self.path, libc::ESTALE, message))
     }
 
     /// One tensor of a mapped file; nothing is copied.

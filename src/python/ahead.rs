@@ -1,30 +1,24 @@
 //! A load in the background that never has more memory of a GPU than its caller is about to take:
 //! torch allocates it in the caller's thread, a little ahead.
 
-use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::rc::Rc;
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, never, unbounded};
-use pyo3::exceptions::PyInterruptedError;
+use crossbeam::channel::{Receiver, RecvTimeoutError, never, unbounded};
 use pyo3::prelude::*;
 
-use crate::checkpoint::engine::{Options, run};
-use crate::config::{EARLY_BYTES_MAX, SIGNAL_INTERVAL};
-use crate::device::workers::Workers;
-use crate::device::{Allocator, Buffer, Destination};
+use crate::checkpoint::engine::Options;
+use crate::config::SIGNAL_INTERVAL;
 use crate::error::{Error, Result};
-use crate::pipeline::Caller;
-use crate::plan::{Read, Wanted, windows};
-use crate::python::destination::{Made, take};
+use crate::plan::{Wanted, windows};
 use crate::python::errors::is_refusal;
 use crate::python::fetch::{Ready, Sources, Targets};
-use crate::python::lanes::Hand;
-use crate::queue::{self, Wakes, queue, wait_for};
+use crate::python::made::{Made, take};
+use crate::python::pace::{Background, Event, Provision};
+use crate::queue::{self, queue};
 use crate::reader::CachePolicy;
 use crate::report::Report;
 
@@ -63,20 +57,6 @@ pub(crate) struct Ahead {
     process: u32,
 }
 
-/// What the thread is told: the memory of the next target, that its caller has taken one, or that there
-/// will be no more.
-enum Provision {
-    Memory(Buffer),
-    Taken,
-    End,
-}
-
-/// What the thread tells: a target is whole, or there will be no more.
-enum Event {
-    Arrived(usize),
-    Ended(Box<Result<Report>>),
-}
-
 impl Ahead {
     /// Begins to read; nothing without bytes is among the targets.
     pub(crate) fn begin(
@@ -97,11 +77,12 @@ impl Ahead {
             options,
             hands: ready.hands(),
             provided,
+            made: ready.made(),
             events: events_in,
             patience: limits.patience,
         };
         let thread = Builder::new().name("sst-loop".to_owned()).spawn(move || background.run());
-        let thread = thread.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+        let thread = thread.map_err(|error| Error::no_thread("sst-loop", &error))?;
         Ok(Self {
             made: ready.made(),
             ready,
@@ -244,155 +225,5 @@ impl Drop for Ahead {
         self.end();
         // Without an interpreter, at its end, the thread ends with the process.
         let _outcome = Python::try_attach(|py| self.finish(py));
-    }
-}
-
-/// What the thread works with.
-struct Background {
-    sources: Sources,
-    wanted: Vec<Wanted>,
-    options: Options,
-    hands: Vec<Hand>,
-    provided: queue::Receiver<Provision>,
-    events: Sender<Event>,
-    patience: Option<Duration>,
-}
-
-impl Background {
-    fn run(self) {
-        let Self { sources, wanted, options, hands, provided, events, patience } = self;
-        let buffers = Rc::new(RefCell::new(Vec::new()));
-        let mut memory = Provided(Rc::clone(&buffers));
-        let mut pace = Pace {
-            provided,
-            buffers,
-            early: VecDeque::new(),
-            early_bytes: 0,
-            events: events.clone(),
-            missing: wanted.len(),
-            closed: false,
-            idle: None,
-            patience,
-        };
-        let workers =
-            Workers::new(|done| hands.into_iter().map(|hand| hand.worker(false, done)).collect());
-        let outcome = workers.and_then(|mut workers| {
-            let to = Destination { device: &mut workers, allocator: &mut memory };
-            run(&sources, wanted, options, to, &mut pace)
-        });
-        // Nobody listens any more where the load was dropped.
-        let _sent = events.send(Event::Ended(Box::new(outcome)));
-    }
-}
-
-/// Memory that the caller's thread has made, in the order of the targets.
-struct Provided(Rc<RefCell<Vec<Buffer>>>);
-
-impl Allocator for Provided {
-    fn allocate(&mut self, target: usize, _bytes: usize) -> Result<Buffer> {
-        let lost = || Error::Internal("a read without memory to go to".to_owned());
-        self.0.borrow().get(target).cloned().ok_or_else(lost)
-    }
-}
-
-/// Begins few reads for which there is no memory yet, places none, and tells what has arrived.
-struct Pace {
-    provided: queue::Receiver<Provision>,
-    buffers: Rc<RefCell<Vec<Buffer>>>,
-    /// Reads begun without memory: the last target of each, and its bytes.
-    early: VecDeque<(usize, u64)>,
-    early_bytes: u64,
-    events: Sender<Event>,
-    /// Targets that are yet to come.
-    missing: usize,
-    closed: bool,
-    idle: Option<Instant>,
-    patience: Option<Duration>,
-}
-
-impl Pace {
-    fn take(&mut self, provision: Provision) {
-        match provision {
-            Provision::Memory(buffer) => self.buffers.borrow_mut().push(buffer),
-            Provision::Taken => {}
-            Provision::End => self.closed = true,
-        }
-        self.idle = None;
-    }
-
-    /// Takes all that was provided; tells whether there was anything.
-    fn take_all(&mut self) -> bool {
-        let mut any = false;
-        while let Some(provision) = self.provided.take() {
-            self.take(provision);
-            any = true;
-        }
-        any
-    }
-
-    fn is_provided(&self, target: usize) -> bool {
-        target < self.buffers.borrow().len()
-    }
-}
-
-fn last_target(read: &Read) -> usize {
-    read.pieces.iter().map(|piece| piece.target).max().unwrap_or_default()
-}
-
-impl Caller for Pace {
-    fn deliver(&mut self, target: usize, _buffer: Buffer) -> Result<()> {
-        self.missing -= 1;
-        // A caller who has gone is found by the next check.
-        let _sent = self.events.send(Event::Arrived(target));
-        Ok(())
-    }
-
-    fn check(&mut self, _bytes_done: u64) -> Result<()> {
-        self.take_all();
-        if self.closed && self.missing > 0 {
-            let ended = PyInterruptedError::new_err("the load was given up");
-            return Err(Error::Stopped(Box::new(ended)));
-        }
-        Ok(())
-    }
-
-    fn admits(&mut self, read: &Read) -> bool {
-        while let Some(&(target, bytes)) = self.early.front()
-            && self.is_provided(target)
-        {
-            self.early.pop_front();
-            self.early_bytes -= bytes;
-        }
-        let (target, bytes) = (last_target(read), read.bytes as u64);
-        if self.is_provided(target) {
-            return true;
-        }
-        let admitted = self.early_bytes + bytes <= EARLY_BYTES_MAX;
-        if admitted {
-            self.early.push_back((target, bytes));
-            self.early_bytes += bytes;
-        }
-        admitted
-    }
-
-    fn receives(&mut self, read: &Read) -> bool {
-        self.is_provided(last_target(read))
-    }
-
-    fn has_news(&mut self, wakes: &mut Wakes) -> bool {
-        self.provided.add_to(wakes);
-        self.take_all()
-    }
-
-    fn wait(&mut self) {
-        let provision = wait_for(SIGNAL_INTERVAL, |wakes| {
-            self.provided.add_to(wakes);
-            self.provided.take()
-        });
-        if let Some(provision) = provision {
-            return self.take(provision);
-        }
-        let since = *self.idle.get_or_insert_with(Instant::now);
-        self.closed |= self.patience.is_some_and(|patience| since.elapsed() > patience);
     }
 }

@@ -7,7 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::error::Error;
-use crate::python::destination::out_of_memory;
+use crate::python::made::out_of_memory;
 
 /// The result of a load.
 pub(crate) type Result<T> = crate::error::Result<T>;
@@ -20,7 +20,10 @@ impl From<Error> for PyErr {
             Error::Io { source, .. } => os_error(source.raw_os_error(), text),
             Error::Read { errno, .. } => os_error(errno, text),
             Error::Memory { .. } | Error::HostMemory { .. } => PyMemoryError::new_err(text),
-            Error::Internal(_) | Error::Device { .. } => PyRuntimeError::new_err(text),
+            // As Python's own where no thread is to be had.
+            Error::Thread { .. } | Error::Internal(_) | Error::Device { .. } => {
+                PyRuntimeError::new_err(text)
+            }
             Error::DeviceMemory { .. } => out_of_memory(text),
             Error::Stopped(cause) => match cause.downcast::<PyErr>() {
                 Ok(raised) => *raised,

@@ -17,8 +17,9 @@ use crate::pipeline::Caller;
 use crate::plan::Wanted;
 use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
-use crate::python::destination::{Goal, Goals, Made, take_all};
+use crate::python::destination::{Goal, Goals};
 use crate::python::lanes::{Hand, Lane};
+use crate::python::made::{Made, take_all};
 use crate::python::tensor::{to_torch, torch_type};
 use crate::report::Report;
 use crate::source::Source;
@@ -247,16 +248,19 @@ fn convert(targets: &mut Targets, goals: &Goals) -> Result<Vec<Option<Conversion
     Ok(forms.iter_mut().enumerate().map(conversion).collect())
 }
 
-/// A tensor of the type that is wanted; torch converts what is not yet of it.
-pub(crate) fn of_type(
-    tensor: Bound<'_, PyAny>,
-    is: Dtype,
-    wanted: Dtype,
-) -> PyResult<Bound<'_, PyAny>> {
-    if is == wanted {
-        return Ok(tensor);
-    }
-    tensor.call_method1("to", (torch_type(tensor.py(), wanted)?,))
+/// Tensors of the types that are wanted; torch converts those that are not yet of them. While it does
+/// others have the interpreter: Python's collector must be as they left it.
+pub(crate) fn of_types<'py>(
+    tensors: Vec<(Bound<'py, PyAny>, Dtype)>,
+    wanted: &[Dtype],
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let of_type = |((tensor, is), wanted): ((Bound<'py, PyAny>, Dtype), &Dtype)| {
+        if is == *wanted {
+            return Ok(tensor);
+        }
+        tensor.call_method1("to", (torch_type(tensor.py(), *wanted)?,))
+    };
+    tensors.into_iter().zip(wanted).map(of_type).collect()
 }
 
 /// The tensor that was delivered: torch's own, or one over memory of ours.
@@ -290,14 +294,14 @@ pub(crate) fn fetch<'py>(
     let task = Task::new(sources, wanted, manner.options);
     let report = py.detach(|| manner.check.run(&mut ready, task, &mut collector))?;
     let gone = || Error::Internal("a tensor of the plan is gone".to_owned());
-    let _pause = CollectorPause::begin(py)?;
+    let pause = CollectorPause::begin(py)?;
     let mut tensors = Vec::with_capacity(forms.len());
     let arrived = take_all(py, &made)?.into_iter().zip(collector.take());
-    for ((made, buffer), (form, wanted)) in arrived.zip(forms.into_iter().zip(dtypes)) {
+    for ((made, buffer), form) in arrived.zip(forms) {
         let dtype = form.dtype;
-        let tensor = to_tensor(py, made, buffer.ok_or_else(gone)?, form)?;
-        tensors.push(of_type(tensor, dtype, wanted)?);
+        tensors.push((to_tensor(py, made, buffer.ok_or_else(gone)?, form)?, dtype));
     }
+    drop(pause);
     collector.finish(py)?;
-    Ok((tensors, report))
+    Ok((of_types(tensors, &dtypes)?, report))
 }

@@ -146,6 +146,12 @@ impl Handle {
         Ok(TensorSlice { checkpoint, index, manner: self.manner.clone() })
     }
 
+    /// Raises where the path names another file by now: who opens it once more would read that one.
+    #[pyo3(name = "_check_current")]
+    fn check_current(&self) -> PyResult<()> {
+        Ok(self.opened()?.shards[0].check_current()?)
+    }
+
     fn __enter__(slf: Py<Self>) -> Py<Self> {
         slf
     }

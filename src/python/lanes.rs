@@ -7,11 +7,13 @@ use pyo3::prelude::*;
 use crate::device::cuda::copy::CudaWorker;
 use crate::device::cuda::driver::Gpu;
 use crate::device::cuda::memory::SlabAllocator;
+use crate::device::cuda::reservation::room_for;
 use crate::device::cuda::stream::Stream;
 use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Placed, Worker};
 use crate::error::Result;
-use crate::python::destination::{Goal, Made, Memory, TorchAllocator, TorchGpu, room_for};
+use crate::python::destination::{Goal, Memory, TorchGpu};
+use crate::python::made::{Made, TorchAllocator};
 use crate::queue::Sender;
 use crate::tensor::Form;
 

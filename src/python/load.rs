@@ -20,7 +20,7 @@ use crate::python::check::Check;
 use crate::python::collector::{Collector, CollectorPause};
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::errors::Result;
-use crate::python::fetch::{Manner, Targets, fetch, of_type};
+use crate::python::fetch::{Manner, Targets, fetch, of_types};
 use crate::python::report::{PyReport, remember};
 use crate::python::tensor::{import_torch, to_torch, torch_type};
 use crate::reader::CachePolicy;
@@ -100,17 +100,17 @@ pub(crate) fn to_dict<'py>(
         let read_bytes = manner.check.run_mapped(py, checkpoint, told)?;
         let seconds = if read_bytes > 0 { began.elapsed().as_secs_f64() } else { 0.0 };
         let report = mapped_report(checkpoint, &targets.wanted, read_bytes, seconds);
-        let _pause = CollectorPause::begin(py)?;
+        let pause = CollectorPause::begin(py)?;
         let mut collector = Collector::new(&targets.wanted, progress.filter(|_| read_bytes == 0));
-        let tensor = |(place, wanted): (&Place, &Dtype)| {
+        let tensor = |place: &Place| {
             let mapped = checkpoint.shards[place.shard].mapped(place.tensor)?;
             let dtype = mapped.form.dtype;
-            of_type(to_torch(py, mapped)?, dtype, *wanted)
+            Ok((to_torch(py, mapped)?, dtype))
         };
-        let tensors = places.iter().zip(&targets.dtypes);
-        let tensors = tensors.map(tensor).collect::<PyResult<Vec<_>>>()?;
+        let tensors = places.iter().map(tensor).collect::<PyResult<Vec<_>>>()?;
+        drop(pause);
         collector.finish(py)?;
-        (tensors, report)
+        (of_types(tensors, &targets.dtypes)?, report)
     } else {
         fetch(py, &sources, targets, manner, progress)
             .map_err(|error| error.named(|target| checkpoint.name(places[target]).to_owned()))?

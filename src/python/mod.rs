@@ -18,6 +18,8 @@ mod into;
 mod lanes;
 mod load;
 mod machine;
+mod made;
+mod pace;
 mod planned;
 mod read_ahead;
 mod report;

@@ -18,10 +18,11 @@ use crate::error::Error;
 use crate::pipeline::Caller;
 use crate::plan::{Read, Wanted};
 use crate::python::address::{Named, location_of, look_at_signals};
-use crate::python::destination::{Goal, Goals, Made, Memory, take};
+use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::errors::Result;
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
 use crate::python::load::{cache_of, select, sources_of, targets_of};
+use crate::python::made::{Made, take};
 use crate::python::report::remember;
 use crate::python::tensor::import_torch;
 use crate::queue::{self, Wakes, queue, wait_for};
@@ -202,7 +203,8 @@ impl Stream {
                 .and_then(|()| ready.run(&sources, wanted, options, &mut forward));
             // Nobody listens any more: the stream was closed.
             let _sent = ended.send(Event::Ended(outcome));
-        })?;
+        });
+        let thread = thread.map_err(|error| Error::no_thread("sst-stream", &error))?;
         let running = Running { checkpoint, places, forms, made, events, thread, process, began };
         Ok(Self { running: Mutex::new(Some(running)), waiting })
     }

@@ -110,7 +110,7 @@ impl<'load, H: Hasher> DigestingReader<'load, H> {
                 digest(digests, source.as_ref(), &slots_out, &passed, &stopped)
             };
             let thread = Builder::new().name("sst-digest".to_owned()).spawn(work);
-            let thread = thread.map_err(|error| Error::Internal(format!("no thread: {error}")))?;
+            let thread = thread.map_err(|error| Error::no_thread("sst-digest", &error))?;
             self.lanes[shard] = Some(Lane { slots: Some(slots), thread });
         }
         let gone = || Error::Internal("a file that is not digested".to_owned());

@@ -124,10 +124,11 @@ fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Completion {
     let Job { request, path, mut slot } = job;
     let read = catch_unwind(AssertUnwindSafe(|| {
         let source = sources[request.shard].as_ref();
-        let direct = source.local().and_then(|local| local.direct());
-        match (path, direct) {
-            (Path::Direct, Some(file)) => read_direct(file, &request, &mut slot),
-            _ => read_on(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
+        // Nobody else opens the file a second time.
+        let direct = source.local().filter(|_| path == Path::Direct);
+        match direct.and_then(|local| local.direct()) {
+            Some(file) => read_direct(file, &request, &mut slot),
+            None => read_on(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
         }
     }));
     let (done, result) =

@@ -169,7 +169,7 @@ fn written_to(path: &Path, before: Identity, now: Identity) -> Error {
         got: now.bytes,
         target: None,
         tensor: None,
-        cause: "the file was written to while it was being loaded; load it again".to_owned(),
+        cause: "the file was written to, or touched, since it was opened; load it again".to_owned(),
         errno: None,
     }
 }

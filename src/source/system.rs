@@ -8,6 +8,32 @@ use std::time::Duration;
 
 /// What direct reads of a file must keep to, in bytes; none where the file system has none.
 pub(crate) fn direct_alignment_bytes(file: &File) -> Option<u32> {
+    match direct_alignment_told(file) {
+        Some(bytes) => (bytes > 0).then_some(bytes),
+        None => {
+            file_system(file).filter(|kind| DIRECT_BY_BLOCKS.contains(kind)).map(|_| BLOCK_BYTES)
+        }
+    }
+}
+
+/// File systems that read past the page cache by whole blocks, also before Linux 6.1 told so.
+const DIRECT_BY_BLOCKS: [libc::c_long; 2] = [libc::EXT4_SUPER_MAGIC, libc::XFS_SUPER_MAGIC];
+
+/// No disk has larger blocks.
+const BLOCK_BYTES: u32 = 4096;
+
+/// The kind of a file's file system.
+fn file_system(file: &File) -> Option<libc::c_long> {
+    let mut facts = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and `facts` is a writable `statfs`.
+    let status = unsafe { libc::fstatfs(file.as_raw_fd(), facts.as_mut_ptr()) };
+    // SAFETY: zeroes are a valid `statfs`, and the kernel only wrote over them.
+    let facts = unsafe { facts.assume_init() };
+    (status == 0).then_some(facts.f_type)
+}
+
+/// The same by what the kernel tells, zero where there are no direct reads; none where it tells nothing.
+fn direct_alignment_told(file: &File) -> Option<u32> {
     let mut facts = std::mem::MaybeUninit::<libc::statx>::zeroed();
     // By its number: the function came with glibc 2.28, and wheels ask for 2.17 (ci/wheel).
     // SAFETY: the descriptor is open for as long as `file` is borrowed, the path is a valid C
@@ -26,7 +52,7 @@ pub(crate) fn direct_alignment_bytes(file: &File) -> Option<u32> {
     let facts = unsafe { facts.assume_init() };
     let known = status == 0 && facts.stx_mask & libc::STATX_DIOALIGN != 0;
     let alignment = facts.stx_dio_offset_align.max(facts.stx_dio_mem_align);
-    (known && facts.stx_dio_offset_align > 0).then_some(alignment)
+    known.then_some(if facts.stx_dio_offset_align > 0 { alignment } else { 0 })
 }
 
 /// How many of the pages of a range the page cache holds; none where the kernel cannot tell, or does
@@ -203,9 +229,18 @@ mod tests {
     use std::io::Write;
 
     use super::{
-        cached_pages, drop_cache, expect_random_reads, is_read_at_once, move_to_node, processors,
-        stay_on_node,
+        BLOCK_BYTES, DIRECT_BY_BLOCKS, cached_pages, direct_alignment_told, drop_cache,
+        expect_random_reads, file_system, is_read_at_once, move_to_node, processors, stay_on_node,
     };
+
+    #[test]
+    fn blocks_are_enough_where_the_kernel_tells_nothing() {
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        if file_system(&file).is_some_and(|kind| DIRECT_BY_BLOCKS.contains(&kind)) {
+            let told = direct_alignment_told(&file).unwrap_or(BLOCK_BYTES);
+            assert_eq!(BLOCK_BYTES % told, 0);
+        }
+    }
 
     #[test]
     fn what_is_cached_is_read_at_once_and_the_rest_is_not() {

@@ -258,16 +258,16 @@ pub(crate) fn host_clock() -> Arc<Clock> {
 
 /// The host learns that a piece of work is done.
 pub(crate) fn host_saw(stamp: &Stamp) {
-    let host = {
-        let mut order = order();
-        if order.host.covers(stamp) {
-            return;
-        }
-        stamp.join_into(Arc::make_mut(&mut order.host));
-        order.host_version += 1;
-        Arc::clone(&order.host)
-    };
-    pinned::verify_sources(&host);
+    let mut known = host_clock();
+    if known.covers(stamp) {
+        return;
+    }
+    stamp.join_into(Arc::make_mut(&mut known));
+    // Before other threads learn of it: they may use the sources again from then on.
+    pinned::verify_sources(&known);
+    let mut order = order();
+    stamp.join_into(Arc::make_mut(&mut order.host));
+    order.host_version += 1;
 }
 
 /// Waits for a piece of work and gives the error of its context.

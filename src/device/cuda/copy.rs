@@ -94,9 +94,9 @@ impl CudaWorker {
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+fn spawn(name: &'static str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let thread = Builder::new().name(name.to_owned()).spawn(work);
-    thread.map_err(|error| Error::Internal(format!("no thread for {name}: {error}")))
+    thread.map_err(|error| Error::no_thread(name, &error))
 }
 
 /// What a caller does itself: it begins copies, and waits for them when it has nothing else to do.

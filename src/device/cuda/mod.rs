@@ -10,6 +10,7 @@ pub(crate) mod memory;
 mod pinned;
 #[cfg(test)]
 pub(crate) mod probe;
+pub(crate) mod reservation;
 pub(crate) mod stream;
 mod tables;
 
