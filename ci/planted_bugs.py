@@ -115,16 +115,16 @@ ORDER = (
             Edit(COPIES, LAUNCH, LAUNCH + "        self.staging.take();\n"),
             Edit(
                 SLABS,
-                "sys::cuMemFreeAsync(self.address, self.stream.raw())",
-                "sys::cuMemFree_v2(self.address)",
+                "sys::cuMemFreeAsync(*address, stream.raw())",
+                "sys::cuMemFree_v2(*address)",
             ),
         ),
     ),
     bug(
         "staging memory is allocated in the order of another stream",
         SLABS,
-        "stream: Arc::clone(stream), address: stream.allocate(bytes)?",
-        "stream: Arc::clone(stream), address: Stream::new(stream.gpu())?.allocate(bytes)?",
+        "match stream.allocate(bytes)? {",
+        "match Stream::new(stream.gpu())?.allocate(bytes)? {",
     ),
     bug(
         "the kernels are launched before the copies",

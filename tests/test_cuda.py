@@ -125,6 +125,41 @@ def test_a_stream_closed_early(large: Path) -> None:
     assert bits(tensor) == bits(STOCK.load_file(large)[name])
 
 
+def test_a_stream_that_the_collector_finds_in_its_own_thread(tmp_path: Path) -> None:
+    """The thread asks torch for memory, and so may be the one in which garbage is collected."""
+    path = write_sparse(tmp_path / "large.safetensors", 16, 8 * MIB)
+    script = """
+        import gc, sys, threading
+        import torch
+        from process import busy, eventually
+        from safetensors_streaming import stream
+
+        empty, told, collected = torch.empty, [], []
+        left = threading.Event()
+        sys.unraisablehook = told.append
+
+        def collecting(*sizes, **how):
+            if left.wait(0.05):  # time for the first tensor to arrive, and to be taken
+                collected.append(threading.current_thread().name)
+                gc.collect()
+            return empty(*sizes, **how)
+
+        torch.empty = collecting
+        gc.disable()
+        tensors = stream(sys.argv[1], "cuda")
+        next(tensors)
+        cycle = [tensors]
+        cycle.append(cycle)
+        del tensors, cycle
+        left.set()
+        assert eventually(lambda: not busy())
+        assert collected
+        assert threading.current_thread().name not in collected
+        assert told == [], told
+    """
+    run_python(script, path)
+
+
 def test_a_stream_that_nobody_took_anything_from(large: Path) -> None:
     """Its thread wants the interpreter while the one that drops it has it."""
     for _ in range(5):

@@ -221,8 +221,58 @@ impl<H: Hasher> Reader for DigestingReader<'_, H> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{DIGESTED_FILES_MAX, LOAD_SLOTS_MAX, RING_SLOTS_MAX, SLOTS_MIN};
+    use std::io;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use sha2::Sha256;
+
+    use super::DigestingReader;
+    use crate::config::{
+        DIGESTED_FILES_MAX, LOAD_SLOTS_MAX, RING_SLOTS_MAX, ReaderChoice, SLOTS_MIN,
+    };
+    use crate::digest::Digests;
+    use crate::error::Error;
+    use crate::reader::choice::Outlook;
+    use crate::reader::{CachePolicy, ChoosingReader};
     use crate::ring::Ring;
+    use crate::source::Source;
+
+    /// A file that nobody could read to its end.
+    #[derive(Debug)]
+    struct Endless;
+
+    impl Source for Endless {
+        fn path(&self) -> &Path {
+            Path::new("<endless>")
+        }
+
+        fn len(&self) -> u64 {
+            1 << 60
+        }
+
+        fn read_at(&self, _offset: u64, target: &mut [u8]) -> io::Result<usize> {
+            Ok(target.len())
+        }
+    }
+
+    #[test]
+    fn who_waits_for_the_rest_of_a_file_can_be_stopped() {
+        let sources: Arc<[Arc<dyn Source>]> = Arc::new([Arc::new(Endless)]);
+        let outlook = Outlook { bytes: 0, reads: 0 };
+        let (choice, policy) = (ReaderChoice::Pread, CachePolicy::Keep);
+        let inner = ChoosingReader::new(Arc::clone(&sources), choice, policy, outlook);
+        let all = 0..1_u64 << 60;
+        let digests = vec![Digests::<Sha256>::new(vec![all])];
+        let mut reader = DigestingReader::new(inner, &sources, digests);
+        let mut looks = 0;
+        let outcome = reader.finish(&mut || {
+            looks += 1;
+            if looks < 3 { Ok(()) } else { Err(Error::Request("stopped".to_owned())) }
+        });
+        assert!(matches!(outcome, Err(Error::Request(_))));
+        assert_eq!(looks, 3);
+    }
 
     #[test]
     fn every_file_that_is_digested_has_its_slots() {
