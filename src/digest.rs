@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::config::SLOT_BYTES;
 use crate::source::{Source, read_full};
 
 /// A finished SHA-256.
@@ -131,12 +130,14 @@ impl<H: Hasher> Digests<H> {
         bytes: &[u8],
         stopped: &AtomicBool,
     ) -> io::Result<()> {
+        const PIECE_BYTES: usize = 1 << 20;
         let mut piece = Vec::new();
         while let Some(needed) = self.needed().filter(|&needed| needed < offset) {
             if stopped.load(Ordering::Relaxed) {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            piece.resize(usize::try_from(offset - needed).unwrap_or(SLOT_BYTES).min(SLOT_BYTES), 0);
+            let left = usize::try_from(offset - needed).unwrap_or(PIECE_BYTES);
+            piece.resize(left.min(PIECE_BYTES), 0);
             let count = read_full(source, needed, &mut piece)?;
             if count < piece.len() {
                 return Err(io::ErrorKind::UnexpectedEof.into());

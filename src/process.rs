@@ -42,6 +42,7 @@ impl<T> PerProcess<T> {
 #[cfg(test)]
 mod tests {
     use std::thread;
+    use std::time::Duration;
 
     use crossbeam::channel::bounded;
 
@@ -61,8 +62,11 @@ mod tests {
                 })
             });
             begins.recv().unwrap();
-            assert_eq!(*VALUE.get(|| "quick"), "quick");
+            let (told, tells) = bounded(1);
+            threads.spawn(move || told.send(*VALUE.get(|| "quick")));
+            let quick = tells.recv_timeout(Duration::from_secs(10));
             end.send(()).unwrap();
+            assert_eq!(quick, Ok("quick"));
             assert_eq!(slow.join().unwrap(), "quick");
         });
         assert_eq!(*VALUE.get(|| "late"), "quick");

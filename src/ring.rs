@@ -52,6 +52,8 @@ pub(crate) struct Lease<'ring> {
     /// may know them by their address, is gone.
     parked: Vec<Slot>,
     making: Option<Making>,
+    /// Whether the ring has made as many as it would.
+    refused: bool,
 }
 
 /// Slots that threads make while the load is under way with the first: touching new memory is slower
@@ -137,7 +139,8 @@ impl Ring {
             self.made.fetch_add(1, Ordering::Relaxed);
         }
         let (lent, parked) = (free.len(), Vec::new());
-        let mut lease = Lease { ring: self, free, lent, received: lent, parked, making: None };
+        let (making, refused) = (None, false);
+        let mut lease = Lease { ring: self, free, lent, received: lent, parked, making, refused };
         let all = wanted.min(enough.max(lent.saturating_add(more)));
         let more = self.reserve(all.saturating_sub(lent));
         if more > 0 {
@@ -218,7 +221,9 @@ impl Lease<'_> {
             return None;
         }
         let idle = locked(&self.ring.free).pop();
-        let slot = idle.or_else(|| self.ring.make())?;
+        let slot = idle.or_else(|| if self.refused { None } else { self.ring.make() });
+        self.refused |= slot.is_none();
+        let slot = slot?;
         self.lent += 1;
         self.received += 1;
         Some(slot)

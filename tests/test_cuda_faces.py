@@ -10,9 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import simulator
 import torch
 from gpu import ALLOCATORS, NEEDS_GPU, SIMULATED, check
-from oracle import STOCK, Entry, bits, by_stock, same_tensor, write_raw
+from oracle import STOCK, Entry, bits, by_stock, same_tensor, write_raw, write_sparse
 from process import busy, eventually, run_python
 from safetensors.torch import save_file
 from safetensors_streaming import (
@@ -342,6 +343,20 @@ def test_a_loop_that_pauses(large: Path) -> None:
         assert torch.cuda.memory_allocated() == before
         for name in names:
             assert bits(handle.get_tensor(name)) == bits(expected[name])
+
+
+@pytest.mark.skipif(not SIMULATED, reason="the simulated driver counts")
+def test_a_loop_that_pauses_again_and_again(tmp_path: Path) -> None:
+    """A file of which all is read ahead: nothing is kept, and little is read more than once."""
+    path = write_sparse(tmp_path / "few.safetensors", 7, MIB)
+    before = torch.cuda.memory_allocated()
+    simulator.reset()
+    with safe_open(path, "pt", "cuda") as handle:
+        for name in handle.keys():  # noqa: SIM118 - a handle is no dict
+            handle.get_tensor(name)
+            assert eventually(lambda: torch.cuda.memory_allocated() == before)
+            assert eventually(lambda: not busy())
+    assert simulator.statistics()["h2d"]["bytes"] <= 14 * MIB
 
 
 def test_loops_of_several_threads(large: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import torch
 from gpu import NEEDS_GPU, check
-from oracle import DTYPES, STOCK, TORCH_TYPES, Entry, bits, write_raw, write_sparse
+from oracle import DTYPES, OURS, STOCK, TORCH_TYPES, Api, Entry, bits, write_raw, write_sparse
 from process import run_python, start_python
 from safetensors_streaming import load_file, stream
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -175,16 +175,27 @@ def test_who_keeps_one_tensor_keeps_no_more_than_a_part_of_the_load(tmp_path: Pa
         torch.cuda.empty_cache()
 
 
-def test_what_torch_has_idle_in_small_pieces_goes_back(tmp_path: Path) -> None:
-    path = write_sparse(tmp_path / "large.safetensors", 14, 12 << 20)
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    pieces = [torch.empty(12 << 20, dtype=torch.uint8, device="cuda") for _ in range(14)]
-    del pieces
-    for _ in range(2):
-        loaded = load_file(path, "cuda")
-        assert torch.cuda.memory_reserved() - before == 14 * 12 << 20
-        del loaded
+def test_what_torch_has_idle_is_used(tmp_path: Path) -> None:
+    """In whatever pieces it is there, nearly as by stock; and nothing goes back to the driver."""
+    one = write_sparse(tmp_path / "one.safetensors", 24, 20 << 20)
+    other = write_sparse(tmp_path / "other.safetensors", 10, 45 << 20)
+
+    def by_turns(api: Api) -> tuple[int, int]:
+        """The bytes that torch has reserved in the end, and how often it gave some back meanwhile."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_stats()
+        STOCK.load_file(one, "cuda")
+        for path in (one, other, one, other, one):
+            api.load_file(path, "cuda")
+        after = torch.cuda.memory_stats()
+        names = ("reserved_bytes.all.current", "segment.all.freed")
+        reserved, freed = (after[name] - before[name] for name in names)
+        return reserved, freed
+
+    by_stock = by_turns(STOCK)
+    reserved, freed = by_turns(OURS)
+    assert freed == by_stock[1] == 0
+    assert reserved <= by_stock[0] + (128 << 20)  # one block
 
 
 class Raising(TorchDispatchMode):

@@ -117,8 +117,7 @@ impl Ready {
         self
     }
 
-    /// For tensors that will all be there at once: looks for room, which torch reserves with the first
-    /// large one.
+    /// For tensors that will all be there at once: looks for room, which torch reserves by the block.
     pub(crate) fn make_room(&mut self, py: Python<'_>) -> Result<()> {
         let sizes = self.sizes();
         self.lanes.iter_mut().zip(&sizes).try_for_each(|(lane, sizes)| lane.make_room(py, sizes))

@@ -52,7 +52,7 @@ impl Lane {
         })
     }
 
-    /// Looks for room for tensors of those sizes, which torch reserves with the first large one.
+    /// Looks for room for tensors of those sizes, which torch reserves by the block.
     pub(crate) fn make_room(&mut self, py: Python<'_>, sizes: &[u64]) -> Result<()> {
         match self {
             Self::Host => Ok(()),

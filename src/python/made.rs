@@ -41,8 +41,8 @@ pub(crate) struct TorchAllocator {
     forms: Arc<[Form]>,
     made: Made,
     blocks: Blocks,
-    /// Memory of blocks, by the first target, until its tensors are made.
-    held: HashMap<usize, Py<PyAny>>,
+    /// Memory of blocks and its addresses, by the first target, until its tensors are made.
+    held: HashMap<usize, (Py<PyAny>, u64)>,
     /// The addresses of tensors that were made before their first bytes came.
     early: HashMap<usize, u64>,
 }
@@ -101,47 +101,56 @@ impl TorchAllocator {
         Ok(())
     }
 
-    /// Memory of that size, of torch's; none where there is none.
-    fn allocate_block(&self, py: Python<'_>, bytes: u64) -> Result<Option<Py<PyAny>>> {
+    /// Memory of that size, of torch's, and its address; none where there is none.
+    fn allocate_block(&self, py: Python<'_>, bytes: u64) -> Result<Option<(Py<PyAny>, u64)>> {
         let keywords = PyDict::new(py);
         keywords.set_item("dtype", torch_module(py)?.getattr("uint8")?)?;
         keywords.set_item("device", format!("cuda:{}", self.gpu.ordinal()))?;
         let block = self.empty.bind(py).call((bytes,), Some(&keywords));
-        Ok(foreseen::<PyRuntimeError, _>(py, block)?.map(Bound::unbind))
+        let Some(block) = foreseen::<PyRuntimeError, _>(py, block)? else { return Ok(None) };
+        let address = block.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        Ok(Some((block.unbind(), address)))
     }
 
-    /// Takes from torch's cache the blocks that are there, before tensors are made of parts of them. Where
-    /// some of it lies in smaller pieces, all that is idle goes back to the driver.
+    /// Takes from torch's cache the blocks that are there, before tensors are made of parts of them. From
+    /// the first that is not there in one piece on, tensors get the smaller pieces one by one.
     fn hold_idle(&mut self, py: Python<'_>) -> Result<()> {
         let idle = self.blocks.take_idle();
         if idle.is_empty() {
             return Ok(());
         }
         let before = self.count(py, "memory_reserved")?;
+        let mut whole = true;
         for (first, bytes) in idle {
-            let Some(block) = self.allocate_block(py, bytes)? else { break };
-            self.held.insert(first, block);
-        }
-        if self.count(py, "memory_reserved")? > before {
-            self.held.clear();
-            empty_cache(py)?;
+            if !whole {
+                self.blocks.take(first);
+            } else if let Some(block) = self.allocate_block(py, bytes)? {
+                self.held.insert(first, block);
+                whole = self.count(py, "memory_reserved")? == before;
+            }
         }
         Ok(())
     }
 
     /// Has torch put a block into its cache, from where each tensor gets its part without another call to
-    /// the driver. Reads are under way meanwhile. Gives what torch has reserved then, where that was done.
+    /// the driver. Reads are under way meanwhile. Gives its address, where that was done.
     fn reserve(&mut self, py: Python<'_>, block: &Block) -> Result<Option<u64>> {
         let held = block.first().and_then(|first| self.held.remove(&first));
         let memory =
             held.map_or_else(|| self.allocate_block(py, block.bytes), |held| Ok(Some(held)));
-        if memory?.is_some() {
-            return self.count(py, "memory_reserved");
+        match memory? {
+            Some((_to_the_cache, address)) => Ok(Some(address)),
+            // In pieces it may fit yet, once what lies idle in torch's cache is given back.
+            None => self.give_up_blocks(py).map(|()| None),
         }
-        // In pieces it may fit yet, once what lies idle in torch's cache is given back.
+    }
+
+    /// Gives what is reserved, and everything else that lies idle in torch's cache, back to the driver.
+    fn give_up_blocks(&mut self, py: Python<'_>) -> Result<()> {
         self.blocks = Blocks::default();
         self.held.clear();
-        empty_cache(py).map(|()| None)
+        torch_module(py)?.getattr("cuda")?.call_method0("empty_cache")?;
+        Ok(())
     }
 
     /// Makes a large target, and the others of its block: those that come out of turn would take the
@@ -149,18 +158,13 @@ impl TorchAllocator {
     fn make_large(&mut self, py: Python<'_>, target: usize) -> Result<u64> {
         self.hold_idle(py)?;
         let Some(block) = self.blocks.take(target) else { return self.make(py, target) };
-        let reserved = self.reserve(py, &block)?;
+        let Some(start) = self.reserve(py, &block)? else { return self.make(py, target) };
+        let reserved = self.count(py, "memory_reserved")?;
         let address = self.make(py, target)?;
-        if reserved.is_none() {
-            return Ok(address);
-        }
-        if self.count(py, "memory_reserved")? > reserved {
-            // It did not come out of the block, which so is the last: torch can be told to keep large
-            // ones in one piece (`max_split_size_mb`).
-            self.blocks = Blocks::default();
-            self.held.clear();
-            empty_cache(py)?;
-            return Ok(address);
+        let is_inside = (start..start + block.bytes).contains(&address);
+        if !is_inside && self.count(py, "memory_reserved")? > reserved {
+            // Torch can be told to keep large blocks in one piece (`max_split_size_mb`).
+            return self.give_up_blocks(py).map(|()| address);
         }
         for other in block.targets.into_iter().filter(|&other| other != target) {
             let address = self.make(py, other)?;
@@ -228,12 +232,6 @@ impl Allocator for TorchAllocator {
         }
         Ok(Buffer::Cuda(CudaBuffer::borrowed(self.gpu.ordinal(), address, bytes)))
     }
-}
-
-/// Has torch give back to the driver what lies idle in its cache.
-fn empty_cache(py: Python<'_>) -> Result<()> {
-    torch_module(py)?.getattr("cuda")?.call_method0("empty_cache")?;
-    Ok(())
 }
 
 /// Takes a tensor that torch made and that was delivered; none where its memory is ours.

@@ -70,6 +70,7 @@ impl Background {
             early_bytes: 0,
             events: events.clone(),
             missing: wanted.len(),
+            untaken: wanted.len(),
             closed: false,
             idle: None,
             patience,
@@ -80,8 +81,11 @@ impl Background {
             let to = Destination { device: &mut workers, allocator: &mut memory };
             run(&sources, wanted, options, to, &mut pace)
         });
-        if outcome.is_err() && patience.is_some() {
-            // Nobody has come for what is there: who comes yet will read it alone.
+        if patience.is_some() {
+            while outcome.is_ok() && pace.untaken > 0 && !pace.closed {
+                pace.wait();
+            }
+            // Nobody has come for what is there yet: who does will read it alone.
             let _forgotten = Python::try_attach(|_py| forget_all(&made));
         }
         // Nobody listens any more where the load was dropped.
@@ -109,6 +113,8 @@ struct Pace {
     events: Sender<Event>,
     /// Targets that are yet to come.
     missing: usize,
+    /// Targets that nobody has taken yet, where it is told.
+    untaken: usize,
     closed: bool,
     idle: Option<Instant>,
     patience: Option<Duration>,
@@ -118,7 +124,7 @@ impl Pace {
     fn take(&mut self, provision: Provision) {
         match provision {
             Provision::Memory(buffer) => self.buffers.borrow_mut().push(buffer),
-            Provision::Taken => {}
+            Provision::Taken => self.untaken -= 1,
             Provision::End => self.closed = true,
         }
         self.idle = None;

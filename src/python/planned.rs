@@ -103,7 +103,13 @@ impl PlannedLoad {
             *self.state() = state;
             return Ok(None);
         };
-        let here = running.is_here(py)?;
+        let here = match running.is_here(py) {
+            Ok(here) => here,
+            Err(error) => {
+                *self.state() = State::Running(running);
+                return Err(error.into());
+            }
+        };
         let target = running.waiting.get_mut(number).filter(|_| here).and_then(Option::take);
         let Some(target) = target else {
             *self.state() = State::Running(running);

@@ -64,6 +64,10 @@ impl Habit {
             return Ok(None); // one that lies where the loop has been
         }
         let tensor = ahead.next(py)?;
+        if tensor.is_none() {
+            self.broken = (self.broken + 1).min(BROKEN_MAX);
+            self.steps = 0;
+        }
         if tensor.is_none() || ahead.places.is_empty() {
             self.ahead = None;
         }

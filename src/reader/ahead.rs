@@ -2,7 +2,7 @@
 //! file after the other, in the order in which they were asked for. The bytes go to `/dev/null` inside
 //! the kernel: a copy of them would cost more than the disk does.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,23 +22,23 @@ struct Cold {
     mapping: Weak<Mapping>,
 }
 
-/// The files that are yet to be read.
-#[derive(Default)]
+/// The files of one file system that are yet to be read, by a thread that ends with the last.
 struct Line {
     files: VecDeque<Cold>,
-    /// How much more is read before the line is empty for once.
+    /// How much more is read before the line ends.
     bytes_left: u64,
-    /// Whether a thread reads; it ends when the line is empty.
-    is_read: bool,
 }
 
-fn line() -> MutexGuard<'static, Line> {
-    static LINES: PerProcess<Mutex<Line>> = PerProcess::new();
+/// The lines by the number of the file system: none waits for another's disk.
+type Lines = HashMap<u64, Line>;
+
+fn lines() -> MutexGuard<'static, Lines> {
+    static LINES: PerProcess<Mutex<Lines>> = PerProcess::new();
     LINES.get(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Has a mapped file that is not in the page cache read in order, in the background, when those
-/// before it are done. It is left when the mapping is gone, and all are when half of the available
+/// before it on its file system are done. It is left when the mapping is gone, and all are when half of the available
 /// memory was filled: more would drive out of the cache what nobody has touched yet. Nobody waits for
 /// the thread. The file is opened by its name again; if that is another file by now, nothing is read.
 pub(crate) fn read_ahead_if_cold(path: &Path, identity: Identity, mapping: &Arc<Mapping>) {
@@ -48,29 +48,34 @@ pub(crate) fn read_ahead_if_cold(path: &Path, identity: Identity, mapping: &Arc<
     }
     mapping.want_huge_pages();
     let cold = Cold { path: path.to_owned(), identity, mapping: Arc::downgrade(mapping) };
-    let mut line = line();
-    line.files.push_back(cold);
-    if !line.is_read {
-        line.bytes_left = memory_available_bytes() / 2;
-        // Without a thread the kernel's own read-ahead has to do.
-        line.is_read = Builder::new().name("sst-ahead".to_owned()).spawn(read_all).is_ok();
+    let device = identity.device();
+    let mut lines = lines();
+    if let Some(line) = lines.get_mut(&device) {
+        return line.files.push_back(cold);
+    }
+    let thread = Builder::new().name("sst-ahead".to_owned()).spawn(move || read_all(device));
+    // Without a thread the kernel's own read-ahead has to do.
+    if thread.is_ok() {
+        let bytes_left = memory_available_bytes() / 2;
+        lines.insert(device, Line { files: VecDeque::from([cold]), bytes_left });
     }
 }
 
-fn read_all() {
+/// Reads what stands in a line.
+fn read_all(device: u64) {
     let mut read = 0;
     loop {
-        let (next, bytes_max) = {
-            let mut line = line();
+        let (cold, bytes_max) = {
+            let mut lines = lines();
+            let Some(line) = lines.get_mut(&device) else { return };
             line.bytes_left -= read;
-            if line.bytes_left == 0 {
-                line.files.clear();
-            }
-            let next = line.files.pop_front();
-            line.is_read = next.is_some();
+            let next = line.files.pop_front().filter(|_| line.bytes_left > 0);
+            let Some(next) = next else {
+                lines.remove(&device);
+                return;
+            };
             (next, line.bytes_left)
         };
-        let Some(cold) = next else { return };
         read = match LocalFile::open_again(&cold.path, cold.identity) {
             Ok(Some(file)) => fill(&file, &cold.mapping, bytes_max),
             _ => 0,

@@ -66,7 +66,8 @@ impl<'load, H: Hasher> DigestingReader<'load, H> {
     }
 
     /// The digests of each source, what was never read of it read now. Who waits looks at `check`
-    /// meanwhile; an error of it ends that. A reader that is dropped before reads nothing more.
+    /// meanwhile; after an error of it nobody waits for the threads, which end with the piece that they
+    /// read. A reader that is dropped before reads nothing more.
     pub(crate) fn finish(
         &mut self,
         check: &mut dyn FnMut() -> Result<()>,
@@ -77,7 +78,11 @@ impl<'load, H: Hasher> DigestingReader<'load, H> {
         self.ended.0 = unbounded().0;
         self.lanes.iter_mut().flatten().for_each(|lane| lane.slots = None);
         while self.ended.1.recv_timeout(SIGNAL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            check().inspect_err(|_| self.stopped.store(true, Ordering::Relaxed))?;
+            if let Err(error) = check() {
+                self.stopped.store(true, Ordering::Relaxed);
+                self.lanes.clear();
+                return Err(error);
+            }
         }
         self.end()
     }

@@ -26,6 +26,11 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// The number of its file system.
+    pub(crate) fn device(&self) -> u64 {
+        self.device
+    }
+
     fn of(file: &File) -> io::Result<Self> {
         let facts = file.metadata()?;
         Ok(Self {
