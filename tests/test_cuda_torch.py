@@ -176,12 +176,12 @@ def test_who_keeps_one_tensor_keeps_no_more_than_a_part_of_the_load(tmp_path: Pa
 
 
 def test_what_torch_has_idle_is_used(tmp_path: Path) -> None:
-    """In whatever pieces it is there, nearly as by stock; and nothing goes back to the driver."""
+    """At most a block more than by stock is reserved, and nothing goes back to the driver."""
     one = write_sparse(tmp_path / "one.safetensors", 24, 20 << 20)
     other = write_sparse(tmp_path / "other.safetensors", 10, 45 << 20)
 
     def by_turns(api: Api) -> tuple[int, int]:
-        """The bytes that torch has reserved in the end, and how often it gave some back meanwhile."""
+        """The bytes that torch has reserved in the end, and how often it gave some back."""
         torch.cuda.empty_cache()
         before = torch.cuda.memory_stats()
         STOCK.load_file(one, "cuda")

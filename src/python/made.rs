@@ -112,22 +112,12 @@ impl TorchAllocator {
         Ok(Some((block.unbind(), address)))
     }
 
-    /// Takes from torch's cache the blocks that are there, before tensors are made of parts of them. From
-    /// the first that is not there in one piece on, tensors get the smaller pieces one by one.
+    /// Takes from torch's cache the blocks that are there, before tensors are made of parts of them. Where
+    /// it is there in smaller pieces, torch gives those back when memory runs short.
     fn hold_idle(&mut self, py: Python<'_>) -> Result<()> {
-        let idle = self.blocks.take_idle();
-        if idle.is_empty() {
-            return Ok(());
-        }
-        let before = self.count(py, "memory_reserved")?;
-        let mut whole = true;
-        for (first, bytes) in idle {
-            if !whole {
-                self.blocks.take(first);
-            } else if let Some(block) = self.allocate_block(py, bytes)? {
-                self.held.insert(first, block);
-                whole = self.count(py, "memory_reserved")? == before;
-            }
+        for (first, bytes) in self.blocks.take_idle() {
+            let Some(block) = self.allocate_block(py, bytes)? else { break };
+            self.held.insert(first, block);
         }
         Ok(())
     }
