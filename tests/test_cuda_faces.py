@@ -292,13 +292,16 @@ def test_a_loop_over_tensors_as_large_as_what_lies_ahead(tmp_path: Path) -> None
         return found
 
     with safe_open(path, "pt", "cuda") as handle:
-        seen = set()
+        seen: set[str] = set()
         before = torch.cuda.memory_allocated()
         for name in handle.keys()[:-1]:
             tensor = handle.get_tensor(name)
             ahead = torch.cuda.memory_allocated() - before - tensor.nbytes
             assert ahead <= 48 * MIB
-            seen |= loops()
+            found = loops()
+            while len(found) > 1:  # a thread that it has just started bears its name for a moment
+                found = loops()
+            seen |= found
             del tensor
     assert len(seen) == 1
 

@@ -41,6 +41,8 @@ pub(crate) struct TorchAllocator {
     forms: Arc<[Form]>,
     made: Made,
     blocks: Blocks,
+    /// Whether a tensor has come out of a block.
+    splits: bool,
     /// Memory of blocks and its addresses, by the first target, until its tensors are made.
     held: HashMap<usize, (Py<PyAny>, u64)>,
     /// The addresses of tensors that were made before their first bytes came.
@@ -78,6 +80,7 @@ impl TorchAllocator {
             forms,
             made,
             blocks: Blocks::default(),
+            splits: false,
             held: HashMap::new(),
             early: HashMap::new(),
         })
@@ -149,10 +152,10 @@ impl TorchAllocator {
         self.hold_idle(py)?;
         let Some(block) = self.blocks.take(target) else { return self.make(py, target) };
         let Some(start) = self.reserve(py, &block)? else { return self.make(py, target) };
-        let reserved = self.count(py, "memory_reserved")?;
+        let reserved = if self.splits { None } else { self.count(py, "memory_reserved")? };
         let address = self.make(py, target)?;
-        let is_inside = (start..start + block.bytes).contains(&address);
-        if !is_inside && self.count(py, "memory_reserved")? > reserved {
+        self.splits |= (start..start + block.bytes).contains(&address);
+        if !self.splits && self.count(py, "memory_reserved")? > reserved {
             // Torch can be told to keep large blocks in one piece (`max_split_size_mb`).
             return self.give_up_blocks(py).map(|()| address);
         }

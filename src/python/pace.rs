@@ -58,7 +58,7 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    /// Reads until all has arrived, or it is told to end.
+    /// Reads until all has arrived, and waits until it was taken, or it is told to end, or loses patience.
     pub(crate) fn run(self) {
         let Self { sources, wanted, options, hands, provided, made, events, patience } = self;
         let buffers = Rc::new(RefCell::new(Vec::new()));
