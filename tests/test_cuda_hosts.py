@@ -38,7 +38,7 @@ SHARD_BYTES = 21 * GIB // SCALE // SHARDS
 def checkpoint_of_a_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four shards like a language model's; the data of the third begins at an odd offset.
 
-    The large tensors fill whole blocks of torch's: a rest would count with the last of them.
+    The large tensors fill whole blocks of torch's: a rest would count with the last one in each.
     """
     folder = tmp_path_factory.mktemp("card")
     for shard in range(SHARDS):

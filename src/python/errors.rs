@@ -7,7 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyType;
 
 use crate::error::Error;
-use crate::python::made::out_of_memory;
+use crate::python::allocator::out_of_memory;
 
 /// The result of a load.
 pub(crate) type Result<T> = crate::error::Result<T>;

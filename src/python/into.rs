@@ -9,11 +9,11 @@ use crate::checkpoint::{Backend, Checkpoint, Place};
 use crate::error::Error;
 use crate::format::dtype::FLOATING;
 use crate::python::address::{Named, location_of};
+use crate::python::allocator::take;
 use crate::python::collector::Collector;
 use crate::python::destination::{Goal, Goals, Memory};
 use crate::python::fetch::{Manner, Ready, Targets, to_tensor};
 use crate::python::load::{cache_of, close, floating_type, sources_of, targets_of};
-use crate::python::made::take;
 use crate::python::report::remember;
 use crate::python::tensor::{import_torch, memory_of, torch_type};
 

@@ -12,8 +12,8 @@ use crate::device::cuda::stream::Stream;
 use crate::device::host::{HostAllocator, HostWorker};
 use crate::device::{Allocator, Placed, Worker};
 use crate::error::Result;
+use crate::python::allocator::{Made, TorchAllocator};
 use crate::python::destination::{Goal, Memory, TorchGpu};
-use crate::python::made::{Made, TorchAllocator};
 use crate::queue::Sender;
 use crate::tensor::Form;
 

@@ -3,8 +3,10 @@
 
 mod address;
 mod ahead;
+mod allocator;
 mod array;
 mod aten;
+mod background;
 mod check;
 mod collector;
 mod destination;
@@ -18,8 +20,6 @@ mod into;
 mod lanes;
 mod load;
 mod machine;
-mod made;
-mod pace;
 mod planned;
 mod read_ahead;
 mod report;

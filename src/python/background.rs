@@ -17,9 +17,9 @@ use crate::device::{Allocator, Buffer, Destination};
 use crate::error::{Error, Result};
 use crate::pipeline::Caller;
 use crate::plan::{Read, Wanted};
+use crate::python::allocator::{Made, forget_all};
 use crate::python::fetch::Sources;
 use crate::python::lanes::Hand;
-use crate::python::made::{Made, forget_all};
 use crate::queue::{self, Wakes, wait_for};
 use crate::report::Report;
 
