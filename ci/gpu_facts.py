@@ -19,7 +19,9 @@ import torch
 MIB = 1 << 20
 DEVICE = "cuda:0"
 CACHED_BYTES = 1 << 30
-MADV_POPULATE_READ = 22  # since Linux 5.14; Python's mmap does not know it yet
+ALLOCATIONS = 8
+ALLOCATED_BYTES = 1 << 30
+MADV_POPULATE_READ = 22  # since Linux 5.14
 READ_ONLY = 0x08  # CU_MEMHOSTREGISTER_READ_ONLY
 #: Numbers of CUdevice_attribute.
 ATTRIBUTES = {
@@ -118,6 +120,30 @@ def pinning(driver: ctypes.CDLL) -> None:
             tell(f"pin_huge_{huge}_touched_{touched}", pinned if code == 0 else f"error {code}")
 
 
+def allocating(driver: ctypes.CDLL, stream: torch.cuda.Stream) -> None:
+    """Milliseconds to get a GiB of the GPU, alone and while the link is busy, and to free it."""
+    source = torch.empty(64 * MIB, dtype=torch.uint8).pin_memory()
+    target = torch.empty(64 * MIB, dtype=torch.uint8, device=DEVICE)
+    for busy in (False, True):
+        got, freed = [], []
+        addresses = [ctypes.c_uint64() for _ in range(ALLOCATIONS)]
+        with torch.cuda.stream(stream):
+            for _ in range(400 if busy else 0):
+                target.copy_(source, non_blocking=True)
+        for address in addresses:
+            began = time.perf_counter()
+            driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(ALLOCATED_BYTES))
+            got.append((time.perf_counter() - began) * 1e3)
+        still_busy = not stream.query()
+        stream.synchronize()
+        for address in addresses:
+            began = time.perf_counter()
+            driver.cuMemFree_v2(address)
+            freed.append((time.perf_counter() - began) * 1e3)
+        name = "allocation_ms_while_copies_run" if busy else "allocation_ms"
+        tell(name, {"get": got, "free_afterwards": freed, "copies_still_ran": still_busy})
+
+
 def straight_from_the_cache(driver: ctypes.CDLL) -> None:
     """GB/s at which threads map, pin and copy a file's cached pages, a block after the other.
 
@@ -157,6 +183,7 @@ def move_cached(job: tuple[ctypes.CDLL, int, int, int]) -> Moved:
     driver, file, start, size = job
     block = 16 * MIB
     seconds, refused = dict.fromkeys(("map", "pin", "copy", "unpin"), 0.0), 0
+    libc = ctypes.CDLL(None)
     stream: Any = torch.cuda.Stream(DEVICE)  # type: ignore[no-untyped-call]
     target = torch.empty(block, dtype=torch.uint8, device=DEVICE)
     to, handle = ctypes.c_uint64(target.data_ptr()), ctypes.c_void_p(stream.cuda_stream)
@@ -165,7 +192,7 @@ def move_cached(job: tuple[ctypes.CDLL, int, int, int]) -> Moved:
         for offset in range(0, size, block):
             address, length = ctypes.c_void_p(view.ctypes.data + offset), ctypes.c_size_t(block)
             times = [time.perf_counter()]
-            area.madvise(MADV_POPULATE_READ, offset, block)
+            libc.madvise(address, length, MADV_POPULATE_READ)  # Python's own keeps its lock
             times.append(time.perf_counter())
             refused = driver.cuMemHostRegister_v2(address, length, READ_ONLY)
             if refused:
@@ -194,6 +221,7 @@ def main() -> None:
         tell(f"link_{mebibytes}_mib_gb_per_second", rate(copies, mebibytes * MIB, stream))
     call_costs(driver, stream)
     pinning(driver)
+    allocating(driver, stream)
     straight_from_the_cache(driver)
 
 

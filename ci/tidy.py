@@ -20,6 +20,7 @@ UNSAFE_FILES = {
     "src/device/cuda/stream.rs",
     "src/device/host.rs",
     "src/device/mapping.rs",
+    "src/device/part.rs",
     "src/python/aten.rs",
     "src/python/tensor.rs",
     "src/reader/uring.rs",

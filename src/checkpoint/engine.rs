@@ -7,8 +7,8 @@ use std::time::Instant;
 use sha2::Sha256;
 
 use crate::config::{
-    GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_RUNS_MAX, LOAD_SLOTS, LOAD_SLOTS_MAX,
-    NEW_SLOT_WORTH_BYTES, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES,
+    CACHED_SLOTS_MAX, GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_RUNS_MAX, LOAD_SLOTS,
+    LOAD_SLOTS_MAX, NEW_SLOT_WORTH_BYTES, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES,
     WARM_CHUNK_BYTES_MAX, alone_bytes_max, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
@@ -186,16 +186,16 @@ pub(crate) fn sizes(cached: bool, bytes: u64) -> (usize, usize) {
     if bytes <= WARM_CHUNK_BYTES as u64 {
         return (SLOT_BYTES, LOAD_SLOTS);
     }
-    let share = |chunk: usize| {
+    let share = |chunk: usize, most: usize| {
         let share = usize::try_from(bytes / LOAD_RING_SHARE / chunk as u64).unwrap_or(usize::MAX);
-        share.clamp(LOAD_SLOTS, LOAD_SLOTS_MAX)
+        share.clamp(LOAD_SLOTS, most)
     };
     if cached {
         let fit = last_level_cache_bytes() / 2;
         let whole = fit / LOAD_SLOTS_MAX / WARM_CHUNK_BYTES * WARM_CHUNK_BYTES;
         let chunk = whole.clamp(WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX);
-        (chunk, (fit / chunk).clamp(SLOTS_MIN, share(chunk)))
+        (chunk, (fit / chunk).clamp(SLOTS_MIN, share(chunk, CACHED_SLOTS_MAX)))
     } else {
-        (SLOT_BYTES, share(SLOT_BYTES))
+        (SLOT_BYTES, share(SLOT_BYTES, LOAD_SLOTS_MAX))
     }
 }

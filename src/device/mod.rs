@@ -6,6 +6,7 @@ pub(crate) mod cuda;
 pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod null;
+pub(crate) mod part;
 pub(crate) mod slot;
 pub(crate) mod workers;
 
@@ -15,6 +16,7 @@ pub(crate) mod fake;
 pub(crate) use cuda::CudaBuffer;
 pub(crate) use host::HostBuffer;
 pub(crate) use mapping::Mapping;
+pub(crate) use part::Part;
 pub(crate) use slot::Slot;
 pub(crate) use workers::{Job, Worker};
 

@@ -269,7 +269,7 @@ impl Reader for ChoosingReader {
             Way::By(path) => self.submit_on(path, request, slot),
             Way::Cached => {
                 self.tally.buffered = true;
-                self.pread.submit_on(Path::Buffered, request, slot);
+                self.pread.submit(request, slot);
             }
             Way::Here => {
                 self.tally.buffered = true;

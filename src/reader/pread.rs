@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{self, unbounded};
 
-use crate::config::{READ_THREADS_MAX, processors};
-use crate::device::Slot;
+use crate::config::{READ_THREADS_MAX, WARM_CHUNK_BYTES, processors};
+use crate::device::{Part, Slot};
 use crate::queue::{Receiver, Sender, Wakes, queue};
 use crate::reader::blocks::Blocks;
 use crate::reader::{Completion, Reader, Request};
@@ -25,10 +25,28 @@ pub(crate) enum Path {
     Direct,
 }
 
-struct Job {
+/// A read that is under way.
+#[derive(Debug)]
+struct Begun {
     request: Request,
     path: Path,
-    slot: Slot,
+    /// Parts that the slot is filled in.
+    parts: usize,
+    /// The first byte that has not come and will not, as far as is known, and why.
+    missing: Mutex<Option<(usize, io::Result<()>)>>,
+}
+
+/// What one thread is to do of it.
+struct Job {
+    read: Arc<Begun>,
+    part: Part,
+}
+
+/// A read that ended, and in how many parts it was done.
+#[derive(Debug)]
+struct Ended {
+    completion: Completion,
+    parts: usize,
 }
 
 /// A pool of reading threads that lives as long as one load; it grows with the reads in flight.
@@ -37,15 +55,16 @@ pub(crate) struct PreadReader {
     sources: Arc<[Arc<dyn Source>]>,
     jobs: Option<channel::Sender<Job>>,
     jobs_out: channel::Receiver<Job>,
-    done: Receiver<Completion>,
-    done_in: Sender<Completion>,
+    done: Receiver<Ended>,
+    done_in: Sender<Ended>,
     threads: Vec<JoinHandle<()>>,
     /// None as long as there was nothing for a thread to do.
     threads_max: Option<usize>,
     alone: bool,
     /// What its caller has read.
-    read: Option<Completion>,
+    read: Option<Ended>,
     in_flight: usize,
+    parts_in_flight: usize,
 }
 
 impl PreadReader {
@@ -64,32 +83,20 @@ impl PreadReader {
             alone: reads <= 1,
             read: None,
             in_flight: 0,
+            parts_in_flight: 0,
         }
     }
 
     /// Reads as the source does, in the caller's thread, what is in memory already.
     pub(crate) fn read_here(&mut self, request: Request, slot: Slot) {
-        self.in_flight += 1;
-        let job = Job { request, path: Path::Buffered, slot };
-        self.read = Some(carry_out(&self.sources, job));
+        let jobs = self.begin(Path::Buffered, request, whole(slot));
+        self.read = jobs.into_iter().find_map(|job| carry_out(&self.sources, job));
     }
 
-    /// Begins a read on the given path.
+    /// Begins a read on the given path, by one thread.
     pub(crate) fn submit_on(&mut self, path: Path, request: Request, slot: Slot) {
-        self.in_flight += 1;
-        self.grow();
-        let job = Job { request, path, slot };
-        match &self.jobs {
-            Some(jobs) if !self.threads.is_empty() => {
-                jobs.send(job).expect("the receiver lives as long as the pool");
-            }
-            // A single read, or a process that may not have another thread.
-            _ => {
-                let completion = carry_out(&self.sources, job);
-                let sent = self.done_in.send(completion);
-                assert!(sent.is_ok(), "the receiver lives as long as the pool");
-            }
-        }
+        let jobs = self.begin(path, request, whole(slot));
+        self.share_out(jobs);
     }
 
     /// Threads that were needed.
@@ -97,51 +104,97 @@ impl PreadReader {
         self.threads.len()
     }
 
-    fn grow(&mut self) {
-        if self.alone || self.threads.len() >= self.in_flight {
-            return;
-        }
-        let most = || processors().clamp(2, READ_THREADS_MAX);
-        if self.threads.len() >= *self.threads_max.get_or_insert_with(most) {
-            return;
-        }
-        let sources = Arc::clone(&self.sources);
-        let (jobs, done) = (self.jobs_out.clone(), self.done_in.clone());
-        let name = format!("sst-read-{}", self.threads.len());
-        let thread = Builder::new().name(name).spawn(move || {
-            for job in jobs {
-                if done.send(carry_out(&sources, job)).is_err() {
-                    break;
+    fn begin(&mut self, path: Path, request: Request, parts: Vec<Part>) -> Vec<Job> {
+        self.in_flight += 1;
+        self.parts_in_flight += parts.len();
+        let missing = Mutex::new(None);
+        let read = Arc::new(Begun { request, path, parts: parts.len(), missing });
+        parts.into_iter().map(|part| Job { read: Arc::clone(&read), part }).collect()
+    }
+
+    fn share_out(&mut self, jobs: Vec<Job>) {
+        self.grow();
+        for job in jobs {
+            match &self.jobs {
+                Some(jobs) if !self.threads.is_empty() => {
+                    jobs.send(job).expect("the receiver lives as long as the pool");
+                }
+                // A single read, or a process that may not have another thread.
+                _ => {
+                    let ended = carry_out(&self.sources, job);
+                    let sent = ended.is_none_or(|ended| self.done_in.send(ended).is_ok());
+                    assert!(sent, "the receiver lives as long as the pool");
                 }
             }
-        });
-        self.threads.extend(thread);
+        }
+    }
+
+    /// As many threads as there are parts to be read, or as may be.
+    fn grow(&mut self) {
+        while !self.alone && self.threads.len() < self.parts_in_flight {
+            let most = || processors().clamp(2, READ_THREADS_MAX);
+            if self.threads.len() >= *self.threads_max.get_or_insert_with(most) {
+                return;
+            }
+            let sources = Arc::clone(&self.sources);
+            let (jobs, done) = (self.jobs_out.clone(), self.done_in.clone());
+            let name = format!("sst-read-{}", self.threads.len());
+            let thread = Builder::new().name(name).spawn(move || {
+                for job in jobs {
+                    let ended = carry_out(&sources, job);
+                    if ended.is_some_and(|ended| done.send(ended).is_err()) {
+                        break;
+                    }
+                }
+            });
+            let Ok(thread) = thread else { return };
+            self.threads.push(thread);
+        }
     }
 }
 
-/// Reads. A panic becomes the result, and the slot comes back all the same.
-fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Completion {
-    let Job { request, path, mut slot } = job;
-    let read = catch_unwind(AssertUnwindSafe(|| {
+/// All of a slot, for one thread.
+fn whole(slot: Slot) -> Vec<Part> {
+    let bytes = slot.bytes();
+    Part::of(slot, bytes, bytes)
+}
+
+/// Reads a part. The last one that ends gives the slot back. A panic becomes the result.
+fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Option<Ended> {
+    let Job { read, mut part } = job;
+    let (start, whole) = (part.start(), read.request);
+    let memory = part.as_mut_slice();
+    let bytes = memory.len().min(whole.bytes - start);
+    let request = Request { offset: whole.offset + start as u64, bytes, ..whole };
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
         let source = sources[request.shard].as_ref();
         // Nobody else opens the file a second time.
-        let direct = source.local().filter(|_| path == Path::Direct);
+        let direct = source.local().filter(|_| read.path == Path::Direct);
         match direct.and_then(|local| local.direct()) {
-            Some(file) => read_direct(file, &request, &mut slot),
-            None => read_on(source, request.offset, &mut slot.as_mut_slice()[..request.bytes]),
+            Some(file) => read_direct(file, &request, memory),
+            None => read_on(source, request.offset, &mut memory[..bytes]),
         }
     }));
     let (done, result) =
-        read.unwrap_or_else(|_| (0, Err(io::Error::other("a read thread panicked"))));
-    Completion { request, slot, done, result }
+        outcome.unwrap_or_else(|_| (0, Err(io::Error::other("a read thread panicked"))));
+    let mut missing = read.missing.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = missing.as_ref().is_none_or(|(known, _)| start + done < *known);
+    if first && (done < bytes || result.is_err()) {
+        *missing = Some((start + done, result));
+    }
+    drop(missing);
+    let slot = part.join()?;
+    let missing = read.missing.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let (done, result) = missing.unwrap_or((whole.bytes, Ok(())));
+    Some(Ended { completion: Completion { request: whole, slot, done, result }, parts: read.parts })
 }
 
 /// Reads whole aligned blocks; gives the bytes that came, and why no more did.
-fn read_direct(file: &File, request: &Request, slot: &mut Slot) -> (usize, io::Result<()>) {
+fn read_direct(file: &File, request: &Request, memory: &mut [u8]) -> (usize, io::Result<()>) {
     let mut blocks = Blocks::new(request);
     loop {
         let (part, offset) = blocks.next();
-        match file.read_at(&mut slot.as_mut_slice()[part], offset) {
+        match file.read_at(&mut memory[part], offset) {
             Ok(count) => {
                 if blocks.take(count) {
                     return (blocks.done(), Ok(()));
@@ -154,14 +207,23 @@ fn read_direct(file: &File, request: &Request, slot: &mut Slot) -> (usize, io::R
 }
 
 impl Reader for PreadReader {
+    /// What is in memory already is copied by several threads at once: they keep fewer slots under way
+    /// than with one each, which stay in the processors' caches.
     fn submit(&mut self, request: Request, slot: Slot) {
-        self.submit_on(Path::Buffered, request, slot);
+        let parts = if request.bytes > WARM_CHUNK_BYTES && !self.alone {
+            Part::of(slot, request.bytes, WARM_CHUNK_BYTES)
+        } else {
+            whole(slot)
+        };
+        let jobs = self.begin(Path::Buffered, request, parts);
+        self.share_out(jobs);
     }
 
     fn poll(&mut self) -> Option<Completion> {
-        let completion = self.read.take().or_else(|| self.done.take())?;
+        let ended = self.read.take().or_else(|| self.done.take())?;
         self.in_flight -= 1;
-        Some(completion)
+        self.parts_in_flight -= ended.parts;
+        Some(ended.completion)
     }
 
     fn add_to(&self, wakes: &mut Wakes) {
@@ -184,6 +246,79 @@ impl Drop for PreadReader {
         for thread in self.threads.drain(..) {
             // A read thread never panics: `carry_out` catches.
             let _ended = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::{Completion, PreadReader, Reader, Request};
+    use crate::config::{ALIGNMENT_BYTES, SLOT_BYTES, WARM_CHUNK_BYTES};
+    use crate::device::Slot;
+    use crate::reader::wait;
+    use crate::source::Source;
+    use crate::source::faulty::{Faults, FaultySource, Mode};
+
+    const OFFSET: usize = ALIGNMENT_BYTES;
+
+    /// Reads that begin at `OFFSET` of so many bytes, which promise more; one for each size.
+    fn read(held: &[u8], sizes: &[usize], faults: &Arc<Faults>) -> Vec<Completion> {
+        let (bytes, promised) = (held.to_vec(), 1 << 40);
+        let source = FaultySource { bytes, promised, faults: Arc::clone(faults) };
+        let sources: Arc<[Arc<dyn Source>]> = Arc::new([Arc::new(source)]);
+        let mut reader = PreadReader::new(sources, sizes.len() + 1);
+        for (tag, &bytes) in sizes.iter().enumerate() {
+            let request = Request { tag, shard: 0, offset: OFFSET as u64, bytes };
+            reader.submit(request, Slot::new(SLOT_BYTES).unwrap());
+        }
+        let ended = || wait(&mut reader, Duration::from_secs(20));
+        let mut all: Vec<_> = std::iter::from_fn(ended).take(sizes.len()).collect();
+        assert_eq!((all.len(), reader.in_flight()), (sizes.len(), 0));
+        all.sort_by_key(|completion| completion.request.tag);
+        all
+    }
+
+    fn numbers(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|byte| u8::try_from(byte / 7 % 251).unwrap()).collect()
+    }
+
+    #[test]
+    fn what_several_threads_fill_is_what_the_source_holds() {
+        let held = numbers(OFFSET + SLOT_BYTES);
+        let part = WARM_CHUNK_BYTES;
+        let sizes = [1, part - 1, part, part + 1, 3 * part + 4097, SLOT_BYTES];
+        for completion in read(&held, &sizes, &Faults::never()) {
+            let bytes = completion.request.bytes;
+            assert!(completion.is_whole(), "{bytes}: {:?}", completion.result);
+            assert_eq!(completion.slot.bytes(), SLOT_BYTES);
+            assert!(completion.slot.as_slice()[..bytes] == held[OFFSET..OFFSET + bytes], "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_ends_in_any_part_has_given_the_bytes_before_its_end() {
+        for held in [0, 1, WARM_CHUNK_BYTES, 2 * WARM_CHUNK_BYTES + 5, SLOT_BYTES - 1] {
+            let bytes = numbers(OFFSET + held);
+            let ended = read(&bytes, &[SLOT_BYTES], &Faults::never()).remove(0);
+            assert_eq!((ended.done, ended.result.is_ok()), (held, true));
+            assert!(ended.slot.as_slice()[..held] == bytes[OFFSET..]);
+        }
+    }
+
+    #[test]
+    fn a_part_that_fails_ends_the_read_at_its_first_byte_that_is_missing() {
+        let held = numbers(OFFSET + SLOT_BYTES);
+        for (failing, mode) in [(1, Mode::Once), (300, Mode::Once), (500, Mode::FromThenOn)] {
+            let faults = Faults::at(failing, mode);
+            let ended = read(&held, &[SLOT_BYTES], &faults).remove(0);
+            let error = ended.result.expect_err("a part has failed");
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+            assert!(ended.done < SLOT_BYTES && faults.fired());
+            let (got, wanted) = (&ended.slot.as_slice()[..ended.done], &held[OFFSET..]);
+            assert!(got == &wanted[..ended.done], "{failing}: all before it has come");
         }
     }
 }
