@@ -131,8 +131,12 @@ pub(crate) const SMALL_FIRST_CHUNK_BYTES: u64 = 256 << 10;
 /// The most of its later ones.
 pub(crate) const SMALL_CHUNK_BYTES_MAX: u64 = 1 << 20;
 
-/// Bytes of direct reads in flight at first: two slots keep a disk busy that is near.
-pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;
+/// Bytes of a read past the page cache. Virtual disks copy them, faster the fewer are under way: those stay
+/// in the processors' caches.
+pub(crate) const DIRECT_CHUNK_BYTES: usize = 2 << 20;
+
+/// Bytes of direct reads in flight at first: two keep a disk busy that is near.
+pub(crate) const DEPTH_BYTES: u64 = 2 * DIRECT_CHUNK_BYTES as u64;
 
 /// The most bytes of direct reads in flight, where more have paid.
 pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;

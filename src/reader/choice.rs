@@ -344,6 +344,14 @@ impl Reader for ChoosingReader {
     }
 }
 
+/// Whether the reads of a load of so many bytes, which the page cache does not hold, begin past it; by the
+/// first of its files.
+pub(crate) fn is_direct(sources: &[Arc<dyn Source>], policy: CachePolicy, bytes: u64) -> bool {
+    let first = sources.first().and_then(|source| source.local());
+    settle(policy, bytes).0 != CachePolicy::Keep
+        && first.is_some_and(|file| file.direct().is_some())
+}
+
 /// Whether most of a file's bytes are in the page cache, by a few looks; where the kernel cannot
 /// tell, yes.
 pub(crate) fn is_mostly_cached(file: &LocalFile) -> bool {

@@ -14,8 +14,11 @@ const WINDOW: u64 = 4;
 const GAIN: f64 = 1.1;
 
 /// Where the first, small read of a load takes so much of what later ones take, it is the way to the source
-/// that takes time, and more at once may pay. Those of a disk that is near only wait for each other.
-const FAR: f64 = 0.25;
+/// that takes time, and more at once may pay. Those of a disk that is near only wait for each other: one of a
+/// quarter of what is in flight for a quarter of the time.
+const FAR: f64 = 0.5;
+
+const _: () = assert!(FIRST_CHUNK_BYTES * 4 <= DEPTH_BYTES);
 
 /// Doubles what may be in flight where the source is far, as long as that pays.
 #[derive(Debug)]
@@ -145,7 +148,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{DEPTH_BYTES, DEPTH_BYTES_MAX, Depth, FIRST_CHUNK_BYTES};
-    use crate::config::SLOT_BYTES;
+    use crate::config::{DIRECT_CHUNK_BYTES, SLOT_BYTES};
 
     /// What a depth comes to where reads are begun `latency` seconds after they were asked for and
     /// done one after the other, at a rate that depends on the bytes in flight.
@@ -155,12 +158,13 @@ mod tests {
 
     /// The same for a load whose first reads, so many of them, are small.
     fn settled_with(small_reads: usize, latency: f64, rate: impl Fn(u64) -> f64) -> u64 {
-        settle(&mut Depth::new(), small_reads, latency, rate)
+        settle(&mut Depth::new(), DIRECT_CHUNK_BYTES, small_reads, latency, rate)
     }
 
-    /// The same of a given beginning.
+    /// The same of a given beginning, and reads of so many bytes.
     fn settle(
         depth: &mut Depth,
+        read_bytes: usize,
         small_reads: usize,
         latency: f64,
         rate: impl Fn(u64) -> f64,
@@ -170,7 +174,7 @@ mod tests {
         for number in 0..1000 {
             while !depth.is_full() {
                 let small = number == 0 && reads.len() < small_reads;
-                let bytes = if small { FIRST_CHUNK_BYTES } else { SLOT_BYTES as u64 };
+                let bytes = if small { FIRST_CHUNK_BYTES } else { read_bytes as u64 };
                 depth.begin(bytes);
                 reads.push_back((bytes, now));
                 in_flight += bytes;
@@ -199,15 +203,15 @@ mod tests {
     #[test]
     fn a_source_far_away_is_asked_for_more_while_that_pays() {
         assert_eq!(settled(0.05, |_| 1e10), DEPTH_BYTES_MAX);
-        assert_eq!(settled(0.05, |_| 3e8), 2 * DEPTH_BYTES);
-        assert_eq!(settled(0.05, |_| 8e8), 4 * DEPTH_BYTES);
-        assert_eq!(settled(0.05, |in_flight| 3e9 - in_flight as f64 * 20.0), 4 * DEPTH_BYTES);
+        assert_eq!(settled(0.05, |_| 3e8), 4 * DEPTH_BYTES);
+        assert_eq!(settled(0.05, |_| 8e8), 16 * DEPTH_BYTES);
+        assert_eq!(settled(0.05, |in_flight| 3e9 - in_flight as f64 * 20.0), 16 * DEPTH_BYTES);
     }
 
     #[test]
     fn requests_are_more_while_that_pays_and_fewer_after_a_failure() {
         let slot = SLOT_BYTES as u64;
-        let settled = |rate: f64| settle(&mut Depth::of_requests(), 0, 0.08, |_| rate);
+        let settled = |rate: f64| settle(&mut Depth::of_requests(), SLOT_BYTES, 0, 0.08, |_| rate);
         assert_eq!(settled(2e8), 8 * slot);
         assert_eq!(settled(1e9), 16 * slot);
         assert_eq!(settled(1e11), 64 * slot);
