@@ -72,7 +72,7 @@ class Row:
 
 
 NEVER_SLOWER = Target(1.05, "never slower", certain=True)
-NULL_READERS = ("null-2", "null-4", "null-8")
+NULL_READERS = ("null-1", "null-2", "null-4", "null-8")
 #: Those that only move bytes: what they reach is a ceiling.
 CEILINGS = (*NULL_READERS, "null-source", "sha256", "link")
 
@@ -264,7 +264,7 @@ DISK_ROWS = (
         says="all shards to the GPU, cold, against raw direct reads",
         action="load_cuda",
         ours="ours-cuda",
-        others=NULL_READERS[:2],
+        others=NULL_READERS[:3],
         cache=("cold",),
         blocks=3,
         ceilings=("link",),

@@ -127,6 +127,7 @@ LOADERS = {
     "stock-0.9": Loader("safetensors", ReleaseCandidate, "safetensors-0.9"),
     "ours": Loader("safetensors_streaming", Ours),
     "ours-pread": Loader("safetensors_streaming", partial(Ours, "pread")),
+    "null-1": Loader("numpy", partial(NullReader, 1)),
     "null-2": Loader("numpy", partial(NullReader, 2)),
     "null-4": Loader("numpy", partial(NullReader, 4)),
     "null-8": Loader("numpy", partial(NullReader, 8)),
