@@ -356,6 +356,7 @@ def main() -> None:
             before = planned(ours)
             results[case] = carry_out(case, folder)
             results[case]["planned"] = planned(ours) - before
+        results["adapters"] = ours.status().adapters if ours else {}
     print(json.dumps(results))  # noqa: T201
     sys.stdout.flush()
     os._exit(0)  # libraries' own clean-up at exit is no part of this

@@ -251,7 +251,7 @@ class TestOnGpu:
     def test_load(self, large: Path) -> None:
         result = run("load", large, "--device", "cuda")
         assert result.exit_code == 0, result.output
-        rate = r"^bound by (disk|page cache|link|Python).* \d+ % of \d\.\d+ s, \d+\.\d\d GB/s"
+        rate = r"^bound by (disk|page cache|link|Python).* \d+ % of \d+\.\d+ s, \d+\.\d\d GB/s"
         assert re.search(rate, result.output, re.MULTILINE)
         facts = told("load", large, "--device", "cuda:0")
         assert (facts["device"], facts["tensors"]) == ("cuda:0", 24)

@@ -293,4 +293,4 @@ class TestOnGpu:
         warm = facts["loads"]["warm"]
         assert warm["ours"]["seconds"]
         assert warm["stock"]["seconds"]
-        assert re.search(r"^(page cache|link|Python).* \d+ % of \d\.\d+ s", warm["explained"])
+        assert re.search(r"^(page cache|link|Python).* \d+ % of \d+\.\d+ s", warm["explained"])

@@ -306,8 +306,8 @@ class TestOnGpu:
     def test_the_first_gpu_is_looked_at_unless_another_is_named(self, checkpoint: Path) -> None:
         facts = told("doctor", checkpoint)
         assert (facts["device"], facts["gpu_refusal"]) == ("cuda:0", None)
-        known = vars(cuda.gpu_facts(0))
-        assert {**facts["gpu"], "memory_free": 0} == {**known, "memory_free": 0}
+        moving = {"memory_free": 0, "pcie_generation": 0}  # a link that idles is slow
+        assert {**facts["gpu"], **moving} == {**vars(cuda.gpu_facts(0)), **moving}
         assert {"link", "page cache"} <= set(facts["bytes_per_second"])
         assert facts["pin_seconds"] >= 0
         assert "PCIe lanes" in run("doctor", shards(checkpoint)[0]).output

@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> dict[str, Results]:
     """Each case as it is, patched, and patched with a default device; side by side."""
     ways = {"stock": CASES, "ours": CASES, "default": DEFAULTS}
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(len(ways)) as pool:
         runs = {way: pool.submit(run, "load", folder, way, *cases) for way, cases in ways.items()}
     return {way: done.result() for way, done in runs.items()}
 
@@ -105,8 +105,17 @@ def test_who_names_no_device_gets_the_default(case: str, stock: Results, default
     assert set(default[case]["places"].values()) == {placed_cases.DEFAULTS[case]}
 
 
+def need_adapter(case: str, ours: Results) -> None:
+    """Skips a case of a library whose version has no adapter: a GPU's host may have its own."""
+    library = case.split(maxsplit=1)[0].replace("-", "_")
+    refusals = [told for name, told in ours["adapters"].items() if name.startswith(library)]
+    if refused := [told for told in refusals if "is not among" in told]:
+        pytest.skip(refused[0])
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_read_where_there_is_one(case: str, ours: Results) -> None:
+    need_adapter(case, ours)
     assert bool(ours[case]["planned"]) == (case in PLANNED)
 
 
@@ -123,6 +132,7 @@ def check_copies(stock: Results, ours: Results, moved: int) -> None:
 @pytest.mark.parametrize("case", PLANNED)
 def test_costs(case: str, stock: Results, ours: Results) -> None:
     """Nothing is copied from pageable memory but what the library computes, nor is more used."""
+    need_adapter(case, ours)
     started_at_random = 48 if case == "peft" else 0  # on the host
     check_copies(stock[case], ours[case], moved=2 + started_at_random)
     for peak, their_peak in zip(ours[case]["peaks"], stock[case]["peaks"], strict=True):
