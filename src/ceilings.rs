@@ -134,7 +134,8 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
     if !sources.iter().all(|source| source.local().is_some_and(|file| file.direct().is_some())) {
         return Ok(None);
     }
-    let requests = requests(sources, chunk_bytes(false, true));
+    let read_bytes = chunk_bytes(false, true);
+    let requests = requests(sources, read_bytes);
     let uring = match config().reader {
         ReaderChoice::Pread => None,
         ReaderChoice::Auto | ReaderChoice::Uring => UringReader::probe(Arc::clone(sources)).ok(),
@@ -143,7 +144,7 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
         Some(reader) => Box::new(reader),
         None => Box::new(DirectPread(PreadReader::new(Arc::clone(sources), requests.len()))),
     };
-    let mut reader = DeepReader { inner, depth: Depth::new(), begun: HashMap::new() };
+    let mut reader = DeepReader { inner, depth: Depth::new(read_bytes), begun: HashMap::new() };
     let mut slots = new_slots(slots_max(false, total_bytes(sources)))?;
     let halves = requests.chunks(requests.len().div_ceil(2).max(1));
     let rounds = halves.map(|half| Round::read(&mut reader, sources, half, &mut slots));

@@ -8,8 +8,11 @@ use std::time::Duration;
 /// One slot: 98 % of a `PCIe` 5 link, and a full queue at eight of them.
 pub(crate) const SLOT_BYTES: usize = 8 << 20;
 
-/// Bytes a read takes at least when the page cache holds them, and what one thread copies of a larger one.
+/// Bytes a read takes at least when the page cache holds them.
 pub(crate) const WARM_CHUNK_BYTES: usize = 2 << 20;
+
+/// What one thread copies of a larger read. Tests have small slots, which several threads fill all the same.
+pub(crate) const PART_BYTES: usize = if cfg!(test) { 4 << 10 } else { WARM_CHUNK_BYTES };
 
 /// And at most: what is in flight then hides the 0.2 ms that a slot waits for threads to wake on its way,
 /// at the rate of a `PCIe` 5 link.
@@ -58,7 +61,7 @@ pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 /// Streams that a GPU keeps for the next loads: making one costs as much as the copy of a small tensor.
 pub(crate) const IDLE_STREAMS_MAX: usize = 8;
 
-/// The most bytes of one load, 16 TiB: its plan then takes some hundred MiB.
+/// The most bytes of one load, 16 TiB: its plan then takes some GiB.
 pub(crate) const LOAD_BYTES_MAX: u64 = 16 << 40;
 
 /// The most stretches of one load that are apart from each other: rows of a slice, and whole tensors.
@@ -135,11 +138,14 @@ pub(crate) const SMALL_CHUNK_BYTES_MAX: u64 = 1 << 20;
 /// in the processors' caches.
 pub(crate) const DIRECT_CHUNK_BYTES: usize = 2 << 20;
 
-/// Bytes of direct reads in flight at first: two keep a disk busy that is near.
-pub(crate) const DEPTH_BYTES: u64 = 2 * DIRECT_CHUNK_BYTES as u64;
+/// Direct reads in flight at first: two keep a disk busy that is near.
+pub(crate) const DIRECT_READS: usize = 2;
 
-/// The most bytes of direct reads in flight, where more have paid.
-pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;
+/// The most direct reads in flight, where more have paid.
+pub(crate) const DIRECT_READS_MAX: usize = 16;
+
+/// What is in flight is judged by so many bytes at least: a few reads say little.
+pub(crate) const DEPTH_WINDOW_BYTES: u64 = 64 << 20;
 
 /// Threads that read with pread. Twelve keep a `PCIe` 5 link busy where nobody else is on the machine; two
 /// more helped where somebody was.

@@ -17,7 +17,7 @@ use crate::reader::fake::FakeReader;
 use crate::reader::uring::UringReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook, Reader};
 use crate::ring::Ring;
-use crate::source::faulty::{Fate, Faults, FaultySource, Mode};
+use crate::source::faulty::{Fate, Faults, FaultySource, Mode, SpoiltSource};
 use crate::source::memory::MemorySource;
 use crate::source::{Source, open};
 
@@ -174,7 +174,7 @@ fn faulty(faults: &Arc<Faults>, promised_more: u64) -> Scene {
 
 /// Of a large load, or of one so small that what is cached is read by its caller.
 fn outlook(small: bool) -> Outlook {
-    Outlook { bytes: if small { 1 << 20 } else { 1 << 32 }, reads: 100 }
+    Outlook { bytes: if small { 1 << 20 } else { 1 << 32 }, reads: 100, chunk_bytes: SLOT_BYTES }
 }
 
 /// Every reader that a source can be read by.
@@ -278,10 +278,10 @@ fn an_early_end_is_told(devices: Devices<'_>) {
 
 #[test]
 fn an_error_names_the_tensor_that_is_not_whole() {
-    let faults = Faults::at(2, Mode::FromThenOn); // behind one read of 10,000 bytes
+    let spoilt = |bytes| -> Arc<dyn Source> { Arc::new(SpoiltSource { bytes, from: 10_000 }) };
     let wanted = vec![Wanted::range(0, 0, 9_000), Wanted::range(0, 9_000, 16_000)];
-    let scene = Scene { wanted, ..faulty(&faults, 0) };
-    let mut reader = reader_for_sweep(true, &scene.sources, &faults);
+    let scene = Scene { wanted, ..scene(contents().into_iter().map(spoilt).collect()) };
+    let mut reader = reader_for_sweep(true, &scene.sources, &Faults::never());
     let to: (&mut dyn Device, &mut dyn Allocator) = (&mut HostWorker::alone(), &mut HostAllocator);
     let outcome = scene.run(reader.as_mut(), to, &Faults::never());
     let Err(Error::Read { got, target, errno, .. }) = outcome else { panic!("{outcome:?}") };

@@ -94,7 +94,7 @@ pub(crate) fn run_digesting<H: Hasher>(
     let bytes = check_size(&wanted, sources)?;
     let remote = sources.iter().any(|source| source.remote().is_some());
     let cached = !remote && are_cached(sources, &wanted);
-    let direct = !cached && is_direct(sources, options.cache, bytes);
+    let direct = !cached && !remote && is_direct(sources, options.cache, bytes);
     let chunk_bytes = chunk_bytes(cached, direct);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let chunks = match one_small(&wanted) {
@@ -111,7 +111,7 @@ pub(crate) fn run_digesting<H: Hasher>(
     let lease =
         Ring::of_process().lend(slots_max(cached, bytes).min(plan.reads.len()), enough, more);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
-    let outlook = Outlook { bytes: read_bytes, reads: plan.reads.len() };
+    let outlook = Outlook { bytes: read_bytes, reads: plan.reads.len(), chunk_bytes };
     let chooser = ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
     let mut reader = DigestingReader::new(chooser, sources, digests);
     let Destination { device, allocator } = to;

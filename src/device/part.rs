@@ -29,6 +29,7 @@ pub(crate) struct Part {
 impl Part {
     /// The first bytes of a slot, in parts of so many or, the last one, fewer.
     pub(crate) fn of(mut slot: Slot, bytes: usize, part_bytes: usize) -> Vec<Self> {
+        assert!(bytes > 0, "no part would give the slot back");
         let start = slot.as_mut_slice()[..bytes].as_mut_ptr();
         let whole = Arc::new(Whole { slot, start });
         let range = |start: usize| start..bytes.min(start + part_bytes);

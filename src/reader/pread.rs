@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 
 use crossbeam::channel::{self, unbounded};
 
-use crate::config::{READ_THREADS_MAX, WARM_CHUNK_BYTES, processors};
+use crate::config::{PART_BYTES, READ_THREADS_MAX, processors};
 use crate::device::{Part, Slot};
 use crate::queue::{Receiver, Sender, Wakes, queue};
 use crate::reader::blocks::Blocks;
@@ -210,8 +210,8 @@ impl Reader for PreadReader {
     /// What is in memory already is copied by several threads at once: they keep fewer slots under way
     /// than with one each, which stay in the processors' caches.
     fn submit(&mut self, request: Request, slot: Slot) {
-        let parts = if request.bytes > WARM_CHUNK_BYTES && !self.alone {
-            Part::of(slot, request.bytes, WARM_CHUNK_BYTES)
+        let parts = if request.bytes > PART_BYTES && !self.alone {
+            Part::of(slot, request.bytes, PART_BYTES)
         } else {
             whole(slot)
         };
@@ -252,33 +252,41 @@ impl Drop for PreadReader {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::path;
     use std::sync::Arc;
     use std::time::Duration;
 
     use super::{Completion, PreadReader, Reader, Request};
-    use crate::config::{ALIGNMENT_BYTES, SLOT_BYTES, WARM_CHUNK_BYTES};
+    use crate::config::{ALIGNMENT_BYTES, PART_BYTES, READ_THREADS_MAX, processors};
     use crate::device::Slot;
     use crate::reader::wait;
     use crate::source::Source;
     use crate::source::faulty::{Faults, FaultySource, Mode};
+    use crate::source::memory::MemorySource;
 
     const OFFSET: usize = ALIGNMENT_BYTES;
+    const SLOT_BYTES: usize = 64 * PART_BYTES;
 
-    /// Reads that begin at `OFFSET` of so many bytes, which promise more; one for each size.
-    fn read(held: &[u8], sizes: &[usize], faults: &Arc<Faults>) -> Vec<Completion> {
-        let (bytes, promised) = (held.to_vec(), 1 << 40);
-        let source = FaultySource { bytes, promised, faults: Arc::clone(faults) };
-        let sources: Arc<[Arc<dyn Source>]> = Arc::new([Arc::new(source)]);
-        let mut reader = PreadReader::new(sources, sizes.len() + 1);
-        for (tag, &bytes) in sizes.iter().enumerate() {
+    fn reader(source: impl Source + 'static) -> PreadReader {
+        PreadReader::new(Arc::new([Arc::new(source)]), 100)
+    }
+
+    /// One read after the other from `OFFSET`, of so many bytes.
+    fn read(reader: &mut PreadReader, sizes: &[usize]) -> Vec<Completion> {
+        let one = |(tag, &bytes): (usize, &usize)| {
             let request = Request { tag, shard: 0, offset: OFFSET as u64, bytes };
             reader.submit(request, Slot::new(SLOT_BYTES).unwrap());
-        }
-        let ended = || wait(&mut reader, Duration::from_secs(20));
-        let mut all: Vec<_> = std::iter::from_fn(ended).take(sizes.len()).collect();
-        assert_eq!((all.len(), reader.in_flight()), (sizes.len(), 0));
-        all.sort_by_key(|completion| completion.request.tag);
-        all
+            let ended = wait(reader, Duration::from_secs(20)).expect("a read ends");
+            assert_eq!((ended.request.tag, reader.in_flight()), (tag, 0));
+            assert_eq!(ended.slot.bytes(), SLOT_BYTES);
+            ended
+        };
+        sizes.iter().enumerate().map(one).collect()
+    }
+
+    fn faulty(bytes: Vec<u8>, faults: &Arc<Faults>) -> PreadReader {
+        reader(FaultySource { bytes, promised: 1 << 40, faults: Arc::clone(faults) })
     }
 
     fn numbers(bytes: usize) -> Vec<u8> {
@@ -288,21 +296,32 @@ mod tests {
     #[test]
     fn what_several_threads_fill_is_what_the_source_holds() {
         let held = numbers(OFFSET + SLOT_BYTES);
-        let part = WARM_CHUNK_BYTES;
-        let sizes = [1, part - 1, part, part + 1, 3 * part + 4097, SLOT_BYTES];
-        for completion in read(&held, &sizes, &Faults::never()) {
+        let part = PART_BYTES;
+        let sizes = [1, part - 1, part, part + 1, 3 * part + 97, SLOT_BYTES];
+        for completion in read(&mut faulty(held.clone(), &Faults::never()), &sizes) {
             let bytes = completion.request.bytes;
             assert!(completion.is_whole(), "{bytes}: {:?}", completion.result);
-            assert_eq!(completion.slot.bytes(), SLOT_BYTES);
             assert!(completion.slot.as_slice()[..bytes] == held[OFFSET..OFFSET + bytes], "{bytes}");
         }
     }
 
     #[test]
+    fn as_many_threads_as_there_are_parts_read_and_no_more() {
+        let mut reader = reader(MemorySource(numbers(OFFSET + SLOT_BYTES)));
+        read(&mut reader, &[PART_BYTES; 8]);
+        assert_eq!(reader.threads(), 1);
+        read(&mut reader, &[2 * PART_BYTES; 8]);
+        assert_eq!(reader.threads(), 2);
+        read(&mut reader, &[SLOT_BYTES]);
+        assert_eq!(reader.threads(), processors().clamp(2, READ_THREADS_MAX));
+    }
+
+    #[test]
     fn a_source_that_ends_in_any_part_has_given_the_bytes_before_its_end() {
-        for held in [0, 1, WARM_CHUNK_BYTES, 2 * WARM_CHUNK_BYTES + 5, SLOT_BYTES - 1] {
+        for held in [0, 1, PART_BYTES, 2 * PART_BYTES + 5, SLOT_BYTES - 1] {
             let bytes = numbers(OFFSET + held);
-            let ended = read(&bytes, &[SLOT_BYTES], &Faults::never()).remove(0);
+            let mut reader = faulty(bytes.clone(), &Faults::never());
+            let ended = read(&mut reader, &[SLOT_BYTES]).remove(0);
             assert_eq!((ended.done, ended.result.is_ok()), (held, true));
             assert!(ended.slot.as_slice()[..held] == bytes[OFFSET..]);
         }
@@ -311,14 +330,43 @@ mod tests {
     #[test]
     fn a_part_that_fails_ends_the_read_at_its_first_byte_that_is_missing() {
         let held = numbers(OFFSET + SLOT_BYTES);
-        for (failing, mode) in [(1, Mode::Once), (300, Mode::Once), (500, Mode::FromThenOn)] {
+        for (failing, mode) in [(1, Mode::Once), (30, Mode::Once), (50, Mode::FromThenOn)] {
             let faults = Faults::at(failing, mode);
-            let ended = read(&held, &[SLOT_BYTES], &faults).remove(0);
+            let ended = read(&mut faulty(held.clone(), &faults), &[SLOT_BYTES]).remove(0);
             let error = ended.result.expect_err("a part has failed");
             assert_eq!(error.raw_os_error(), Some(libc::EIO));
             assert!(ended.done < SLOT_BYTES && faults.fired());
             let (got, wanted) = (&ended.slot.as_slice()[..ended.done], &held[OFFSET..]);
             assert!(got == &wanted[..ended.done], "{failing}: all before it has come");
         }
+    }
+
+    /// Panics from the fourth part on.
+    #[derive(Debug)]
+    struct Panicking;
+
+    impl Source for Panicking {
+        fn path(&self) -> &path::Path {
+            path::Path::new("<panicking>")
+        }
+
+        fn len(&self) -> u64 {
+            1 << 40
+        }
+
+        fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<usize> {
+            assert!(offset < (OFFSET + 3 * PART_BYTES) as u64, "as it was told to");
+            Ok(target.len())
+        }
+    }
+
+    #[test]
+    fn a_part_that_panics_fails_the_read_and_the_slot_comes_back() {
+        let ended = read(&mut reader(Panicking), &[2 * PART_BYTES, SLOT_BYTES, PART_BYTES]);
+        assert!(ended[0].is_whole() && ended[2].is_whole());
+        assert_eq!(ended[1].done, 3 * PART_BYTES);
+        assert!(
+            ended[1].result.as_ref().is_err_and(|error| error.to_string().contains("panicked"))
+        );
     }
 }

@@ -126,3 +126,31 @@ impl Source for FaultySource {
         Ok(count)
     }
 }
+
+/// Bytes in memory that cannot be read from a place on, as those behind a bad sector.
+#[derive(Debug)]
+pub(crate) struct SpoiltSource {
+    /// What it holds.
+    pub(crate) bytes: Vec<u8>,
+    /// The place.
+    pub(crate) from: usize,
+}
+
+impl Source for SpoiltSource {
+    fn path(&self) -> &Path {
+        Path::new("<spoilt>")
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<usize> {
+        let start = usize::try_from(offset).unwrap().min(self.bytes.len());
+        let end = self.from.min(start.saturating_add(target.len()));
+        let good = self.bytes.get(start..end).filter(|good| !good.is_empty());
+        let good = good.ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))?;
+        target[..good.len()].copy_from_slice(good);
+        Ok(good.len())
+    }
+}
