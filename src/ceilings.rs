@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::engine::{chunk_bytes, slots_max};
+use crate::checkpoint::engine::sizes;
 use crate::config::{
     COPY_THREADS_MAX, FIRST_CHUNK_BYTES, LOAD_SLOTS, READ_THREADS_MAX, ReaderChoice,
     SIGNAL_INTERVAL, SLOT_BYTES, config, processors,
@@ -98,14 +98,14 @@ impl Ceilings {
     /// are not in the page cache.
     pub(crate) fn cold(&self, bytes: u64) -> Option<(f64, Bound)> {
         let read = bytes as f64 / self.disk?;
-        Some(self.load(bytes, slots_max(false, bytes), (read, Bound::Disk), 0.0))
+        Some(self.load(bytes, sizes(false, bytes).1, (read, Bound::Disk), 0.0))
     }
 
     /// The same for bytes that are.
     pub(crate) fn warm(&self, bytes: u64) -> Option<(f64, Bound)> {
         let read = bytes as f64 / self.page_cache?;
         let threads = processors().min(READ_THREADS_MAX) as f64;
-        Some(self.load(bytes, slots_max(true, bytes), (read, Bound::PageCache), read * threads))
+        Some(self.load(bytes, sizes(true, bytes).1, (read, Bound::PageCache), read * threads))
     }
 
     /// The longest part bounds a load, as long as there are processors for all the threads that copy or
@@ -134,8 +134,8 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
     if !sources.iter().all(|source| source.local().is_some_and(|file| file.direct().is_some())) {
         return Ok(None);
     }
-    let read_bytes = chunk_bytes(false, true);
-    let requests = requests(sources, read_bytes);
+    let (chunk_bytes, slots) = sizes(false, total_bytes(sources));
+    let requests = requests(sources, chunk_bytes);
     let uring = match config().reader {
         ReaderChoice::Pread => None,
         ReaderChoice::Auto | ReaderChoice::Uring => UringReader::probe(Arc::clone(sources)).ok(),
@@ -144,8 +144,8 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
         Some(reader) => Box::new(reader),
         None => Box::new(DirectPread(PreadReader::new(Arc::clone(sources), requests.len()))),
     };
-    let mut reader = DeepReader { inner, depth: Depth::new(read_bytes), begun: HashMap::new() };
-    let mut slots = new_slots(slots_max(false, total_bytes(sources)))?;
+    let mut reader = DeepReader { inner, depth: Depth::new(), begun: HashMap::new() };
+    let mut slots = new_slots(slots)?;
     let halves = requests.chunks(requests.len().div_ceil(2).max(1));
     let rounds = halves.map(|half| Round::read(&mut reader, sources, half, &mut slots));
     let rounds = rounds.collect::<Result<Vec<_>>>()?;
@@ -156,9 +156,10 @@ fn disk(sources: &Sources) -> Result<Option<f64>> {
 
 /// Reads through the page cache, as a warm load has them. The first round fills it, the better one counts.
 fn page_cache(sources: &Sources) -> Result<f64> {
-    let requests = requests(sources, chunk_bytes(true, false));
+    let (chunk_bytes, slots) = sizes(true, total_bytes(sources));
+    let requests = requests(sources, chunk_bytes);
     let mut reader = PreadReader::new(Arc::clone(sources), requests.len());
-    let mut slots = new_slots(slots_max(true, total_bytes(sources)))?;
+    let mut slots = new_slots(slots)?;
     let first = Round::read(&mut reader, sources, &requests, &mut slots)?;
     let again = Round::read(&mut reader, sources, &requests[..first.moves], &mut slots)?;
     Ok(first.rate().max(again.rate()))

@@ -61,7 +61,7 @@ pub(crate) const UNPINNED_SLOTS_MAX: usize = 2;
 /// Streams that a GPU keeps for the next loads: making one costs as much as the copy of a small tensor.
 pub(crate) const IDLE_STREAMS_MAX: usize = 8;
 
-/// The most bytes of one load, 16 TiB: its plan then takes some GiB.
+/// The most bytes of one load, 16 TiB: its plan then takes some hundred MiB.
 pub(crate) const LOAD_BYTES_MAX: u64 = 16 << 40;
 
 /// The most stretches of one load that are apart from each other: rows of a slice, and whole tensors.
@@ -134,18 +134,11 @@ pub(crate) const SMALL_FIRST_CHUNK_BYTES: u64 = 256 << 10;
 /// The most of its later ones.
 pub(crate) const SMALL_CHUNK_BYTES_MAX: u64 = 1 << 20;
 
-/// Bytes of a read past the page cache. Virtual disks copy them, faster the fewer are under way: those stay
-/// in the processors' caches.
-pub(crate) const DIRECT_CHUNK_BYTES: usize = 2 << 20;
+/// Bytes of direct reads in flight at first: two slots keep a disk busy that is near.
+pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;
 
-/// Direct reads in flight at first: two keep a disk busy that is near.
-pub(crate) const DIRECT_READS: usize = 2;
-
-/// The most direct reads in flight, where more have paid.
-pub(crate) const DIRECT_READS_MAX: usize = 16;
-
-/// What is in flight is judged by so many bytes at least: a few reads say little.
-pub(crate) const DEPTH_WINDOW_BYTES: u64 = 64 << 20;
+/// The most bytes of direct reads in flight, where more have paid.
+pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;
 
 /// Threads that read with pread. Twelve keep a `PCIe` 5 link busy where nobody else is on the machine; two
 /// more helped where somebody was.

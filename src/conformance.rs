@@ -174,7 +174,7 @@ fn faulty(faults: &Arc<Faults>, promised_more: u64) -> Scene {
 
 /// Of a large load, or of one so small that what is cached is read by its caller.
 fn outlook(small: bool) -> Outlook {
-    Outlook { bytes: if small { 1 << 20 } else { 1 << 32 }, reads: 100, chunk_bytes: SLOT_BYTES }
+    Outlook { bytes: if small { 1 << 20 } else { 1 << 32 }, reads: 100 }
 }
 
 /// Every reader that a source can be read by.

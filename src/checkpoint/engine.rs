@@ -7,17 +7,16 @@ use std::time::Instant;
 use sha2::Sha256;
 
 use crate::config::{
-    CACHED_SLOTS_MAX, DIRECT_CHUNK_BYTES, GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE,
-    LOAD_RUNS_MAX, LOAD_SLOTS, LOAD_SLOTS_MAX, NEW_SLOT_WORTH_BYTES, ReaderChoice, SLOT_BYTES,
-    SLOTS_MIN, WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX, alone_bytes_max, config,
-    last_level_cache_bytes,
+    CACHED_SLOTS_MAX, GAP_BYTES_MAX, LOAD_BYTES_MAX, LOAD_RING_SHARE, LOAD_RUNS_MAX, LOAD_SLOTS,
+    LOAD_SLOTS_MAX, NEW_SLOT_WORTH_BYTES, ReaderChoice, SLOT_BYTES, SLOTS_MIN, WARM_CHUNK_BYTES,
+    WARM_CHUNK_BYTES_MAX, alone_bytes_max, config, last_level_cache_bytes,
 };
 use crate::device::Destination;
 use crate::digest::{Digests, Hasher};
 use crate::error::{Error, Result};
 use crate::pipeline::{Caller, Load};
 use crate::plan::{Chunks, Plan, Wanted};
-use crate::reader::choice::{is_direct, is_mostly_cached};
+use crate::reader::choice::is_mostly_cached;
 use crate::reader::digesting::DigestingReader;
 use crate::reader::{CachePolicy, ChoosingReader, Outlook};
 use crate::report::{Report, Seconds};
@@ -94,8 +93,7 @@ pub(crate) fn run_digesting<H: Hasher>(
     let bytes = check_size(&wanted, sources)?;
     let remote = sources.iter().any(|source| source.remote().is_some());
     let cached = !remote && are_cached(sources, &wanted);
-    let direct = !cached && !remote && is_direct(sources, options.cache, bytes);
-    let chunk_bytes = chunk_bytes(cached, direct);
+    let (chunk_bytes, slots_max) = sizes(cached, bytes);
     let source_bytes: Vec<u64> = sources.iter().map(|source| source.len()).collect();
     let chunks = match one_small(&wanted) {
         Some(bytes) if cached => Chunks::of_one_small(bytes),
@@ -108,10 +106,9 @@ pub(crate) fn run_digesting<H: Hasher>(
     let worth = usize::try_from(read_bytes / NEW_SLOT_WORTH_BYTES).unwrap_or(usize::MAX);
     // Two at least: one is filled while the other is emptied.
     let (enough, more) = if cached { (2, worth) } else { (usize::MAX, 0) };
-    let lease =
-        Ring::of_process().lend(slots_max(cached, bytes).min(plan.reads.len()), enough, more);
+    let lease = Ring::of_process().lend(slots_max.min(plan.reads.len()), enough, more);
     let mut lease = lease.map_err(|error| Error::io(Path::new("<slot memory>"), error))?;
-    let outlook = Outlook { bytes: read_bytes, reads: plan.reads.len(), chunk_bytes };
+    let outlook = Outlook { bytes: read_bytes, reads: plan.reads.len() };
     let chooser = ChoosingReader::new(Arc::clone(sources), options.reader, options.cache, outlook);
     let mut reader = DigestingReader::new(chooser, sources, digests);
     let Destination { device, allocator } = to;
@@ -183,35 +180,22 @@ fn are_cached(sources: &[Arc<dyn Source>], wanted: &[Wanted]) -> bool {
     sources.iter().all(|source| source.local().is_none_or(is_mostly_cached))
 }
 
-/// How large most reads of a load are. What the page cache holds is copied in chunks of which many fit half
-/// of the last-level cache.
-pub(crate) fn chunk_bytes(cached: bool, direct: bool) -> usize {
-    if cached {
-        let fit = last_level_cache_bytes() / 2;
-        let whole = fit / LOAD_SLOTS_MAX / WARM_CHUNK_BYTES * WARM_CHUNK_BYTES;
-        whole.clamp(WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX)
-    } else if direct {
-        DIRECT_CHUNK_BYTES
-    } else {
-        SLOT_BYTES
-    }
-}
-
-/// Through how many slots a load of so many bytes goes at most: as many chunks as fit half of the last-level
-/// cache; a disk wants some of reserve.
-pub(crate) fn slots_max(cached: bool, bytes: u64) -> usize {
+/// Chunk size and number of slots. What the page cache holds is copied in small chunks through
+/// slots that fit half of the last-level cache; a disk wants large reads and many.
+pub(crate) fn sizes(cached: bool, bytes: u64) -> (usize, usize) {
     if bytes <= WARM_CHUNK_BYTES as u64 {
-        return LOAD_SLOTS;
+        return (SLOT_BYTES, LOAD_SLOTS);
     }
     let share = |chunk: usize, most: usize| {
         let share = usize::try_from(bytes / LOAD_RING_SHARE / chunk as u64).unwrap_or(usize::MAX);
         share.clamp(LOAD_SLOTS, most)
     };
     if cached {
-        let chunk = chunk_bytes(cached, false);
-        let fit = last_level_cache_bytes() / 2 / chunk;
-        fit.clamp(SLOTS_MIN, share(chunk, CACHED_SLOTS_MAX))
+        let fit = last_level_cache_bytes() / 2;
+        let whole = fit / LOAD_SLOTS_MAX / WARM_CHUNK_BYTES * WARM_CHUNK_BYTES;
+        let chunk = whole.clamp(WARM_CHUNK_BYTES, WARM_CHUNK_BYTES_MAX);
+        (chunk, (fit / chunk).clamp(SLOTS_MIN, share(chunk, CACHED_SLOTS_MAX)))
     } else {
-        share(SLOT_BYTES, LOAD_SLOTS_MAX)
+        (SLOT_BYTES, share(SLOT_BYTES, LOAD_SLOTS_MAX))
     }
 }

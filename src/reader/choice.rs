@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::{
-    ALIGNMENT_BYTES, ReaderChoice, SLOT_BYTES, SMALL_LOAD_BYTES, URING_READS_MIN, alone_bytes_max,
-    config, memory_available_bytes,
+    ALIGNMENT_BYTES, ReaderChoice, SMALL_LOAD_BYTES, URING_READS_MIN, alone_bytes_max, config,
+    memory_available_bytes,
 };
 use crate::device::Slot;
 use crate::queue::Wakes;
@@ -75,8 +75,6 @@ pub(crate) struct Outlook {
     pub(crate) bytes: u64,
     /// Reads planned.
     pub(crate) reads: usize,
-    /// How large most of them are.
-    pub(crate) chunk_bytes: usize,
 }
 
 /// The reader of every load.
@@ -125,7 +123,7 @@ impl ChoosingReader {
             policy_reason,
             retried: HashMap::new(),
             disk: Disk::default(),
-            depth: Depth::new(outlook.chunk_bytes),
+            depth: Depth::new(),
             tally: Tally::default(),
         }
     }
@@ -336,7 +334,7 @@ impl Reader for ChoosingReader {
     }
 
     fn slots_worth(&self) -> usize {
-        self.remote.as_ref().map_or(0, Reader::slots_worth).max(self.depth.slots_worth())
+        self.remote.as_ref().map_or(0, Reader::slots_worth)
     }
 
     fn stop(&mut self) {
@@ -344,14 +342,6 @@ impl Reader for ChoosingReader {
             remote.stop();
         }
     }
-}
-
-/// Whether a load of so many bytes, which the page cache does not hold, is of several reads that begin past
-/// it; by the first of its files.
-pub(crate) fn is_direct(sources: &[Arc<dyn Source>], policy: CachePolicy, bytes: u64) -> bool {
-    let past = bytes > SLOT_BYTES as u64 && settle(policy, bytes).0 != CachePolicy::Keep;
-    let first = sources.first().and_then(|source| source.local());
-    past && first.is_some_and(|file| file.direct().is_some())
 }
 
 /// Whether most of a file's bytes are in the page cache, by a few looks; where the kernel cannot
@@ -380,7 +370,7 @@ mod tests {
     #[test]
     fn nothing_wakes_who_waits_for_a_reader_that_has_nothing_left() {
         let sources: Arc<[Arc<dyn Source>]> = Arc::new([Arc::new(MemorySource(vec![7; 8192]))]);
-        let outlook = Outlook { bytes: 1 << 30, reads: 2, chunk_bytes: SLOT_BYTES };
+        let outlook = Outlook { bytes: 1 << 30, reads: 2 };
         let (choice, policy) = (ReaderChoice::Auto, CachePolicy::Auto);
         let mut reader = ChoosingReader::new(sources, choice, policy, outlook);
         for tag in 0..2 {

@@ -4,22 +4,23 @@
 use std::time::{Duration, Instant};
 
 use crate::config::{
-    CONNECTIONS_MAX, DEPTH_WINDOW_BYTES, DIRECT_READS, DIRECT_READS_MAX, FIRST_CHUNK_BYTES,
-    REMOTE_READS, SLOT_BYTES,
+    CONNECTIONS_MAX, DEPTH_BYTES, DEPTH_BYTES_MAX, FIRST_CHUNK_BYTES, REMOTE_READS, SLOT_BYTES,
 };
 
-/// A window is so many times what is in flight, and `DEPTH_WINDOW_BYTES` at least.
+/// A window is so many times what is in flight.
 const WINDOW: u64 = 4;
 
 /// Twice as much in flight has to be faster by so much to be kept.
 const GAIN: f64 = 1.1;
 
+/// Where the first, small read of a load takes so much of what later ones take, it is the way to the source
+/// that takes time, and more at once may pay. Those of a disk that is near only wait for each other.
+const FAR: f64 = 0.25;
+
 /// Doubles what may be in flight where the source is far, as long as that pays.
 #[derive(Debug)]
 pub(crate) struct Depth {
     bytes_max: u64,
-    /// How large most reads are.
-    read_bytes: u64,
     /// What it never goes beyond.
     limit: u64,
     /// The source is on a network, and known to be far.
@@ -40,26 +41,14 @@ pub(crate) struct Depth {
 }
 
 impl Depth {
-    /// Of a load whose first reads are small and do not count; most are of so many bytes.
-    pub(crate) fn new(read_bytes: usize) -> Self {
-        Self::of_reads(read_bytes, DIRECT_READS, DIRECT_READS_MAX)
-    }
-
-    /// Of requests over a network: the first ones set connections up, and do not count.
-    pub(crate) fn of_requests() -> Self {
-        let requests = Self::of_reads(SLOT_BYTES, REMOTE_READS, CONNECTIONS_MAX);
-        Self { remote: true, skipped: requests.bytes_max, ..requests }
-    }
-
-    fn of_reads(read_bytes: usize, reads: usize, reads_max: usize) -> Self {
-        let bytes_max = (reads * read_bytes) as u64;
+    /// Of a load's beginning, whose first reads are small and do not count.
+    pub(crate) fn new() -> Self {
         Self {
-            bytes_max,
-            read_bytes: read_bytes as u64,
-            limit: (reads_max * read_bytes) as u64,
+            bytes_max: DEPTH_BYTES,
+            limit: DEPTH_BYTES_MAX,
             remote: false,
             in_flight: 0,
-            skipped: 2 * bytes_max,
+            skipped: 2 * DEPTH_BYTES,
             first: None,
             window_bytes: 0,
             window_began: None,
@@ -70,12 +59,12 @@ impl Depth {
         }
     }
 
-    /// Slots for what may be in flight, a quarter of which is with the device; none for no more direct reads
-    /// than every load begins with.
-    pub(crate) fn slots_worth(&self) -> usize {
-        let reads = self.reads(self.read_bytes);
-        let more = self.remote || reads > DIRECT_READS;
-        if more { reads + reads.div_ceil(3) } else { 0 }
+    /// Of requests over a network: the first ones set connections up, and do not count.
+    pub(crate) fn of_requests() -> Self {
+        let bytes_max = (REMOTE_READS * SLOT_BYTES) as u64;
+        let limit = (CONNECTIONS_MAX * SLOT_BYTES) as u64;
+        let skipped = bytes_max;
+        Self { bytes_max, limit, remote: true, skipped, ..Self::new() }
     }
 
     /// How many reads of such a size may be in flight.
@@ -118,7 +107,7 @@ impl Depth {
         self.reads += 1;
         self.took += took;
         let Some(began) = self.window_began else { return };
-        if self.window_bytes >= (WINDOW * self.bytes_max).max(DEPTH_WINDOW_BYTES) {
+        if self.window_bytes >= WINDOW * self.bytes_max {
             self.judge(self.window_bytes as f64 / now.duration_since(began).as_secs_f64());
         }
     }
@@ -141,15 +130,12 @@ impl Depth {
         }
     }
 
-    /// Where the first, small read of a load takes nearly as long as later ones, it is the way to the source
-    /// that takes time, and more at once may pay. Those of a disk that is near only wait for each other, and
-    /// it for its share of what is in flight. Between the two is their geometric mean. Where no read was
-    /// small, trying tells.
     fn is_far(&self) -> bool {
+        if self.remote {
+            return true;
+        }
         let mean = self.took / self.reads.max(1);
-        let near = FIRST_CHUNK_BYTES as f64 / self.bytes_max as f64;
-        let far = |first: Duration| first.as_secs_f64() > mean.as_secs_f64() * near.sqrt();
-        self.remote || self.first.is_none_or(far)
+        self.first.is_some_and(|first| first.as_secs_f64() > mean.as_secs_f64() * FAR)
     }
 }
 
@@ -158,35 +144,37 @@ mod tests {
     use std::collections::VecDeque;
     use std::time::{Duration, Instant};
 
-    use super::{DIRECT_READS, DIRECT_READS_MAX, Depth, FIRST_CHUNK_BYTES};
-    use crate::config::{
-        CONNECTIONS_MAX, DIRECT_CHUNK_BYTES, REMOTE_READS, RING_SLOTS_MAX, SLOT_BYTES,
-    };
+    use super::{DEPTH_BYTES, DEPTH_BYTES_MAX, Depth, FIRST_CHUNK_BYTES};
+    use crate::config::SLOT_BYTES;
 
-    /// Reads in flight in the end, and the most that were tried, where reads are begun `latency` seconds
-    /// after they were asked for and done one after the other, at a rate that depends on the bytes in flight.
-    fn settled(latency: f64, rate: impl Fn(u64) -> f64) -> (usize, usize) {
-        settle(&mut Depth::new(DIRECT_CHUNK_BYTES), 4, latency, rate)
+    /// What a depth comes to where reads are begun `latency` seconds after they were asked for and
+    /// done one after the other, at a rate that depends on the bytes in flight.
+    fn settled(latency: f64, rate: impl Fn(u64) -> f64) -> u64 {
+        settled_with(4, latency, rate)
     }
 
-    /// The same of a given beginning, for a load whose first reads, so many of them, are small.
+    /// The same for a load whose first reads, so many of them, are small.
+    fn settled_with(small_reads: usize, latency: f64, rate: impl Fn(u64) -> f64) -> u64 {
+        settle(&mut Depth::new(), small_reads, latency, rate)
+    }
+
+    /// The same of a given beginning.
     fn settle(
         depth: &mut Depth,
         small_reads: usize,
         latency: f64,
         rate: impl Fn(u64) -> f64,
-    ) -> (usize, usize) {
+    ) -> u64 {
         let mut now = Instant::now();
-        let (mut reads, mut in_flight, mut most) = (VecDeque::new(), 0, 0);
+        let (mut reads, mut in_flight) = (VecDeque::new(), 0);
         for number in 0..1000 {
             while !depth.is_full() {
                 let small = number == 0 && reads.len() < small_reads;
-                let bytes = if small { FIRST_CHUNK_BYTES } else { depth.read_bytes };
+                let bytes = if small { FIRST_CHUNK_BYTES } else { SLOT_BYTES as u64 };
                 depth.begin(bytes);
                 reads.push_back((bytes, now));
                 in_flight += bytes;
             }
-            most = most.max(depth.reads(depth.read_bytes));
             let (bytes, since): (u64, Instant) = reads.pop_front().unwrap();
             let begun = now.max(since + Duration::from_secs_f64(latency));
             now = begun + Duration::from_secs_f64(bytes as f64 / rate(in_flight));
@@ -194,62 +182,50 @@ mod tests {
             in_flight -= bytes;
         }
         assert!(depth.settled);
-        (depth.reads(depth.read_bytes), most)
+        depth.bytes_max
     }
 
     #[test]
     fn a_disk_that_is_near_is_left_in_peace() {
-        let in_peace = (DIRECT_READS, DIRECT_READS);
-        assert_eq!(settled(1e-4, |_| 2e9), in_peace);
-        assert_eq!(settled(1e-4, |in_flight| 3e9 - in_flight as f64 * 10.0), in_peace);
-        assert_eq!(settle(&mut Depth::new(SLOT_BYTES), 4, 1e-3, |_| 2e9), in_peace);
+        assert_eq!(settled(1e-4, |_| 2e9), DEPTH_BYTES);
+        assert_eq!(settled(1e-4, |in_flight| 3e9 - in_flight as f64 * 10.0), DEPTH_BYTES);
     }
 
     #[test]
-    fn where_no_read_was_small_one_trial_tells() {
-        let once_more = (DIRECT_READS, 2 * DIRECT_READS);
-        assert_eq!(settle(&mut Depth::new(DIRECT_CHUNK_BYTES), 0, 1e-4, |_| 2e9), once_more);
+    fn who_has_seen_no_small_read_takes_the_disk_for_near() {
+        assert_eq!(settled_with(0, 1e-4, |_| 2e9), DEPTH_BYTES);
     }
 
     #[test]
     fn a_source_far_away_is_asked_for_more_while_that_pays() {
-        assert_eq!(settled(0.05, |_| 1e10).0, DIRECT_READS_MAX);
-        assert_eq!(settled(0.004, |_| 1e9), (4, 8));
-        assert_eq!(settled(0.01, |_| 1e9), (8, 16));
-        assert_eq!(settled(0.01, |in_flight| 2e9 - in_flight as f64 * 40.0), (8, 16));
-        assert_eq!(settle(&mut Depth::new(SLOT_BYTES), 4, 0.05, |_| 8e8), (8, 16));
-    }
-
-    #[test]
-    fn slots_are_asked_for_where_more_reads_have_paid() {
-        let mut depth = Depth::new(DIRECT_CHUNK_BYTES);
-        assert_eq!(depth.slots_worth(), 0);
-        settle(&mut depth, 4, 0.05, |_| 1e10);
-        let slots = depth.slots_worth();
-        assert!(slots - slots / 4 >= DIRECT_READS_MAX && slots <= RING_SLOTS_MAX, "{slots}");
+        assert_eq!(settled(0.05, |_| 1e10), DEPTH_BYTES_MAX);
+        assert_eq!(settled(0.05, |_| 3e8), 2 * DEPTH_BYTES);
+        assert_eq!(settled(0.05, |_| 8e8), 4 * DEPTH_BYTES);
+        assert_eq!(settled(0.05, |in_flight| 3e9 - in_flight as f64 * 20.0), 4 * DEPTH_BYTES);
     }
 
     #[test]
     fn requests_are_more_while_that_pays_and_fewer_after_a_failure() {
-        let settled = |rate: f64| settle(&mut Depth::of_requests(), 0, 0.08, |_| rate).0;
-        assert_eq!(settled(2e8), REMOTE_READS);
-        assert_eq!(settled(1e9), 16);
-        assert_eq!(settled(1e11), CONNECTIONS_MAX);
+        let slot = SLOT_BYTES as u64;
+        let settled = |rate: f64| settle(&mut Depth::of_requests(), 0, 0.08, |_| rate);
+        assert_eq!(settled(2e8), 8 * slot);
+        assert_eq!(settled(1e9), 16 * slot);
+        assert_eq!(settled(1e11), 64 * slot);
         let mut depth = Depth::of_requests();
         for reads in [4, 2, 1, 1] {
             depth.halve();
-            assert_eq!(depth.reads(SLOT_BYTES as u64), reads);
+            assert_eq!(depth.reads(slot), reads);
         }
     }
 
     #[test]
     fn small_reads_are_many() {
-        let mut depth = Depth::new(DIRECT_CHUNK_BYTES);
+        let mut depth = Depth::new();
         let mut begun = 0;
         while !depth.is_full() {
             depth.begin(64 << 10);
             begun += 1;
         }
-        assert_eq!(begun, DIRECT_READS * DIRECT_CHUNK_BYTES / (64 << 10));
+        assert_eq!(begun, DEPTH_BYTES / (64 << 10));
     }
 }

@@ -234,7 +234,7 @@ mod tests {
 
     use super::DigestingReader;
     use crate::config::{
-        DIGESTED_FILES_MAX, LOAD_SLOTS_MAX, RING_SLOTS_MAX, ReaderChoice, SLOT_BYTES, SLOTS_MIN,
+        DIGESTED_FILES_MAX, LOAD_SLOTS_MAX, RING_SLOTS_MAX, ReaderChoice, SLOTS_MIN,
     };
     use crate::digest::Digests;
     use crate::error::Error;
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn who_waits_for_the_rest_of_a_file_can_be_stopped() {
         let sources: Arc<[Arc<dyn Source>]> = Arc::new([Arc::new(Endless)]);
-        let outlook = Outlook { bytes: 0, reads: 0, chunk_bytes: SLOT_BYTES };
+        let outlook = Outlook { bytes: 0, reads: 0 };
         let (choice, policy) = (ReaderChoice::Pread, CachePolicy::Keep);
         let inner = ChoosingReader::new(Arc::clone(&sources), choice, policy, outlook);
         let all = 0..1_u64 << 60;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::config::SLOT_BYTES;
 use crate::device::Slot;
 use crate::queue::{Receiver, Sender, Wakes, queue};
 use crate::reader::depth::Depth;
@@ -105,8 +106,10 @@ impl Reader for RemoteReader {
         self.depth.is_full()
     }
 
+    /// A quarter of a load's slots is with the device.
     fn slots_worth(&self) -> usize {
-        if self.begun.is_empty() { 0 } else { self.depth.slots_worth() }
+        let reads = self.depth.reads(SLOT_BYTES as u64);
+        if self.begun.is_empty() { 0 } else { reads + reads.div_ceil(3) }
     }
 
     fn stop(&mut self) {
