@@ -125,14 +125,15 @@ def allocating(driver: ctypes.CDLL, stream: torch.cuda.Stream) -> None:
     source = torch.empty(64 * MIB, dtype=torch.uint8).pin_memory()
     target = torch.empty(64 * MIB, dtype=torch.uint8, device=DEVICE)
     for busy in (False, True):
-        got, freed = [], []
+        got, freed, refused = [], [], 0
         addresses = [ctypes.c_uint64() for _ in range(ALLOCATIONS)]
         with torch.cuda.stream(stream):
             for _ in range(400 if busy else 0):
                 target.copy_(source, non_blocking=True)
         for address in addresses:
             began = time.perf_counter()
-            driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(ALLOCATED_BYTES))
+            code = driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(ALLOCATED_BYTES))
+            refused = refused or code
             got.append((time.perf_counter() - began) * 1e3)
         still_busy = not stream.query()
         stream.synchronize()
@@ -141,7 +142,8 @@ def allocating(driver: ctypes.CDLL, stream: torch.cuda.Stream) -> None:
             driver.cuMemFree_v2(address)
             freed.append((time.perf_counter() - began) * 1e3)
         name = "allocation_ms_while_copies_run" if busy else "allocation_ms"
-        tell(name, {"get": got, "free_afterwards": freed, "copies_still_ran": still_busy})
+        times = {"get": got, "free_afterwards": freed, "copies_still_ran": still_busy}
+        tell(name, f"error {refused}" if refused else times)
 
 
 def straight_from_the_cache(driver: ctypes.CDLL) -> None:

@@ -140,8 +140,8 @@ pub(crate) const DEPTH_BYTES: u64 = 2 * SLOT_BYTES as u64;
 /// The most bytes of direct reads in flight, where more have paid.
 pub(crate) const DEPTH_BYTES_MAX: u64 = 16 * SLOT_BYTES as u64;
 
-/// Threads that read with pread. Twelve keep a `PCIe` 5 link busy where nobody else is on the machine; two
-/// more helped where somebody was.
+/// Threads that read with pread. Twelve keep a `PCIe` 5 link busy where processors copy fast; two more
+/// helped where they do not.
 pub(crate) const READ_THREADS_MAX: usize = 14;
 
 /// Threads that copy from slots to host memory.
