@@ -253,6 +253,7 @@ impl Drop for PreadReader {
 #[cfg(test)]
 mod tests {
     use std::io;
+    use std::panic::resume_unwind;
     use std::path;
     use std::sync::Arc;
     use std::time::Duration;
@@ -355,7 +356,9 @@ mod tests {
         }
 
         fn read_at(&self, offset: u64, target: &mut [u8]) -> io::Result<usize> {
-            assert!(offset < (OFFSET + 3 * PART_BYTES) as u64, "as it was told to");
+            if offset >= (OFFSET + 3 * PART_BYTES) as u64 {
+                resume_unwind(Box::new("as it was told to")); // which tells nobody
+            }
             Ok(target.len())
         }
     }
