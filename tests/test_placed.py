@@ -115,7 +115,8 @@ def need_adapter(case: str, ours: Results) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_read_where_there_is_one(case: str, ours: Results) -> None:
-    need_adapter(case, ours)
+    if not SIMULATED:
+        need_adapter(case, ours)
     assert bool(ours[case]["planned"]) == (case in PLANNED)
 
 
@@ -132,7 +133,6 @@ def check_copies(stock: Results, ours: Results, moved: int) -> None:
 @pytest.mark.parametrize("case", PLANNED)
 def test_costs(case: str, stock: Results, ours: Results) -> None:
     """Nothing is copied from pageable memory but what the library computes, nor is more used."""
-    need_adapter(case, ours)
     started_at_random = 48 if case == "peft" else 0  # on the host
     check_copies(stock[case], ours[case], moved=2 + started_at_random)
     for peak, their_peak in zip(ours[case]["peaks"], stock[case]["peaks"], strict=True):

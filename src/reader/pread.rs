@@ -162,10 +162,10 @@ fn whole(slot: Slot) -> Vec<Part> {
 /// Reads a part. The last one that ends gives the slot back. A panic becomes the result.
 fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Option<Ended> {
     let Job { read, mut part } = job;
-    let (start, whole) = (part.start(), read.request);
+    let (start, asked) = (part.start(), read.request);
     let memory = part.as_mut_slice();
-    let bytes = memory.len().min(whole.bytes - start);
-    let request = Request { offset: whole.offset + start as u64, bytes, ..whole };
+    let bytes = memory.len().min(asked.bytes - start);
+    let request = Request { offset: asked.offset + start as u64, bytes, ..asked };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let source = sources[request.shard].as_ref();
         // Nobody else opens the file a second time.
@@ -185,8 +185,8 @@ fn carry_out(sources: &[Arc<dyn Source>], job: Job) -> Option<Ended> {
     drop(missing);
     let slot = part.join()?;
     let missing = read.missing.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let (done, result) = missing.unwrap_or((whole.bytes, Ok(())));
-    Some(Ended { completion: Completion { request: whole, slot, done, result }, parts: read.parts })
+    let (done, result) = missing.unwrap_or((asked.bytes, Ok(())));
+    Some(Ended { completion: Completion { request: asked, slot, done, result }, parts: read.parts })
 }
 
 /// Reads whole aligned blocks; gives the bytes that came, and why no more did.
